@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz kill-matrix format install clean
+# Variables: V=1 (show commands), B=build (build directory), SAN=address,undefined|thread, WERROR=1, PREFIX, DESTDIR
+
+B ?= build
+PREFIX ?= /usr/local
+CC ?= gcc
+V ?= 0
+Q := $(if $(filter 1,$(V)),,@)
+say = $(if $(filter 1,$(V)),,@printf '  %-7s %s\n' '$(1)' '$(2)';)
+
+MODULES := base net block nbd mirror memxfer host vmm
+PKGS := libnbd libzstd openssl jansson inih libxxhash liburing libmnl
+ifeq ($(filter clean format,$(MAKECMDGOALS)),)
+MISSING_PKGS := $(shell for p in $(PKGS) check; do pkg-config --exists $$p || echo $$p; done)
+ifneq ($(strip $(MISSING_PKGS)),)
+$(error missing development packages: $(MISSING_PKGS). Run tools/setup, or tools/setup --print for the list)
+endif
+endif
+PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
+CHECK_LIBS := $(shell pkg-config --libs check 2>/dev/null)
+
+VERSION := $(shell cat VERSION)
+WARN := -Wall -Wextra -Wshadow -Wmissing-prototypes -Wstrict-prototypes -Wformat=2 -Wvla -Wundef -Wno-unused-parameter -Wno-missing-field-initializers
+OPT ?= -O2 -g
+CFLAGS_ALL := -std=c17 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DSNM_VERSION='"$(VERSION)"' -I. $(WARN) \
+	$(if $(filter 0,$(WERROR)),,-Werror) $(OPT) -fno-strict-aliasing -fstack-protector-strong -pthread $(PKG_CFLAGS) \
+	$(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer,) $(CFLAGS)
+LDFLAGS_ALL := -pthread $(if $(SAN),-fsanitize=$(SAN),) $(LDFLAGS)
+LIBS_ALL := $(PKG_LIBS) -lm
+
+# What a module may use: the arrows of docs/design.md. A unit test links with its module and these alone,
+# so a forbidden arrow is a link error.
+USES_base :=
+USES_net := base
+USES_host := base net
+USES_block := base net
+USES_nbd := base net block
+USES_mirror := base block
+USES_memxfer := base net
+USES_vmm := base net block nbd mirror memxfer host
+# block's NBD driver and the NBD client need one another (block drives remote images through nbd's client)
+LINK_block := block nbd net base
+LINK_nbd := nbd block net base
+LINK_mirror := mirror block nbd net base
+LINK_base := base
+LINK_net := net base
+LINK_host := host net base
+LINK_memxfer := memxfer net base
+LINK_vmm := vmm mirror memxfer nbd block host net base
+
+define module
+SRC_$(1) := $$(wildcard $(1)/*.c)
+OBJ_$(1) := $$(SRC_$(1):%.c=$$(B)/%.o)
+$$(B)/lib$(1).a: $$(OBJ_$(1))
+	$$(call say,AR,$$@) rm -f $$@; ar rcs $$@ $$^
+TESTS_$(1) := $$(patsubst %.c,$$(B)/%,$$(wildcard tests/unit/$(1)/test_*.c))
+$$(TESTS_$(1)): $$(B)/tests/unit/$(1)/%: $$(B)/tests/unit/$(1)/%.o $$(LINK_$(1):%=$$(B)/lib%.a)
+	$$(call say,LD,$$@) $$(CC) -o $$@ $$< -Wl,--start-group $$(LINK_$(1):%=$$(B)/lib%.a) -Wl,--end-group $$(LDFLAGS_ALL) $$(LIBS_ALL) $$(CHECK_LIBS)
+.PHONY: unit-$(1)
+unit-$(1): $$(TESTS_$(1))
+	$$(Q)tests/run-unit $$(TESTS_$(1))
+endef
+
+PROGRAMS := $(patsubst tools/%.c,$(B)/bin/%,$(wildcard tools/*.c))
+LIBFILES := $(MODULES:%=$(B)/lib%.a)
+ALL_LINK := $(LINK_vmm)
+
+.PHONY: all
+all: $(PROGRAMS)
+# the first rule above is the default; module rules follow
+$(foreach m,$(MODULES),$(eval $(call module,$(m))))
+
+# subcommand files of a program: tools/libNAME/*.c
+define program
+SUB_$(1) := $$(patsubst %.c,$$(B)/%.o,$$(wildcard tools/lib$(1)/*.c))
+$$(B)/bin/$(1): $$(B)/tools/$(1).o $$(SUB_$(1)) $$(PROG_LINK_$(1):%=$$(B)/lib%.a)
+	$$(call say,LD,$$@) mkdir -p $$(@D); $$(CC) -o $$@ $$(filter %.o,$$^) -Wl,--start-group $$(PROG_LINK_$(1):%=$$(B)/lib%.a) -Wl,--end-group $$(LDFLAGS_ALL) $$(LIBS_ALL) $$(LIBS_$(1))
+endef
+PROG_LINK_snvmm := $(LINK_vmm)
+PROG_LINK_snmigrated := host net base
+PROG_LINK_snmigrate := host net base
+PROG_LINK_snvm := host net base
+PROG_LINK_snnbd := nbd block net base
+$(foreach p,$(patsubst tools/%.c,%,$(wildcard tools/*.c)),$(eval $(call program,$(p))))
+
+$(B)/%.o: %.c VERSION
+	$(call say,CC,$<) mkdir -p $(@D); $(CC) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
+
+-include tests/guest/guest.mk
+-include tests/helpers/helpers.mk
+-include tests/fuzz/fuzz.mk
+
+ALL_TESTS := $(foreach m,$(MODULES),$(TESTS_$(m)))
+.PHONY: tests unit system interop check model asan tsan valgrind format install clean kill-matrix
+tests: $(ALL_TESTS) $(TEST_HELPERS)
+unit: $(ALL_TESTS)
+	$(Q)tests/run-unit $(ALL_TESTS)
+system: all tests
+	$(Q)tests/run-scripts tests/system
+interop: all tests
+	$(Q)tests/run-scripts tests/interop
+model:
+	$(Q)tests/model/run
+check: all tests
+	$(Q)tests/run-all
+asan:
+	$(Q)$(MAKE) --no-print-directory B=build-asan SAN=address,undefined unit
+tsan:
+	$(Q)$(MAKE) --no-print-directory B=build-tsan SAN=thread unit
+valgrind: $(ALL_TESTS)
+	$(Q)SNM_WRAP="valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite --child-silent-after-fork=yes --suppressions=tests/valgrind.supp" tests/run-unit $(ALL_TESTS)
+kill-matrix: all tests
+	$(Q)tests/kill-matrix
+format:
+	$(Q)git ls-files '*.c' '*.h' | xargs clang-format -i
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/snmigrate
+	install -m 0755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
+	install -m 0644 README.md LICENSE docs/*.md $(DESTDIR)$(PREFIX)/share/doc/snmigrate
+clean:
+	rm -rf build build-asan build-tsan
+
+-include $(shell find $(B) -name '*.d' 2>/dev/null)

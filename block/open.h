@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* interface: what opens and creates disks */
+#ifndef BLOCK_OPEN_H
+#define BLOCK_OPEN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/error.h"
+#include "block/block.h"
+
+enum block_format { BLOCK_FORMAT_RAW, BLOCK_FORMAT_QCOW2 };
+
+const char *block_format_name(enum block_format format);
+/* 0, or -EINVAL for an unknown name. */
+int block_format_parse(const char *name, enum block_format *format);
+
+struct block_open_options {
+	enum block_format format;
+	bool read_only;
+	bool direct;	     /* O_DIRECT where the file system has it */
+	bool no_io_uring;    /* the thread-pool fallback (also by environment SNM_NO_IO_URING=1) */
+	const char *label;   /* for messages; NULL: the path */
+	const char *run_dir; /* qcow2: folder for qemu-nbd's private socket; needed for qcow2 */
+};
+
+/*
+ * Opens a regular file or block device. Takes an exclusive OFD lock on it (shared when read_only) so that two
+ * VMs never open one image; -EBUSY names the path. qcow2 starts a qemu-nbd child (PR_SET_PDEATHSIG, and in
+ * this process's cgroup) on a private Unix socket and drives it through the NBD client; the child ends at
+ * close. A qcow2 image with a backing file or external data file is refused (-ENOTSUP). May block; any
+ * thread.
+ */
+int block_open(const char *path, const struct block_open_options *opt, struct block **out, struct error *err);
+
+/* What qemu-img or fstat say of an image. */
+struct block_image_info {
+	enum block_format format;
+	uint64_t virtual_bytes;
+	uint64_t allocated_bytes; /* st_blocks * 512 of the file; 0 for a block device */
+	uint32_t cluster_bytes;	  /* qcow2 only, as the four that follow */
+	char compat[8];		  /* "0.10" or "1.1" */
+	bool lazy_refcounts;
+	bool extended_l2;
+	bool has_backing;
+	bool is_block_device;
+	uint64_t inode, device; /* of the file */
+};
+
+/* Runs qemu-img info/check for qcow2 (bounded in time). A truncated or corrupt qcow2 is -EINVAL with the
+ * reason. Works while the image is in use (-U) when in_use is set. */
+int block_image_info(const char *path, enum block_format format, bool in_use, struct block_image_info *info,
+		     struct error *err);
+
+/*
+ * Creates an image with O_EXCL (openat(dirfd, name)), size virtual_bytes, shape as in `like`, mode 0600, and
+ * syncs file and folder entry. raw: sparse. qcow2: qemu-img create with cluster size, compat, lazy refcounts,
+ * extended L2 of `like`. -EEXIST if the name is there. Nothing stays after a failure.
+ */
+int block_image_create(int dirfd, const char *name, const struct block_image_info *like, struct error *err);
+
+#endif

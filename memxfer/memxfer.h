@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* interface: memory transfer, between memxfer and vmm */
+#ifndef MEMXFER_MEMXFER_H
+#define MEMXFER_MEMXFER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "net/conn.h"
+
+#define MEM_PAGE_BYTES	 4096u
+#define MEM_REGION_BYTES (2u << 20) /* a region belongs to one stream for the whole migration */
+#define MEM_STREAMS_MAX	 16
+
+/* Guest RAM as one flat memfd: page i is at byte i * MEM_PAGE_BYTES of the mapping and the fd (not the
+ * guest-physical address). */
+struct mem_space {
+	int fd; /* memfd; holes found with SEEK_DATA/SEEK_HOLE */
+	uint8_t *base;
+	uint64_t npages;
+};
+
+/* Where dirty pages come from: KVM's log or-ed with the VMM's own writes; tests plug fakes in. */
+struct dirty_source {
+	void *opaque;
+	/* Starts tracking: from now on every page written is reported. All pages count as dirty
+	 * (INITIALLY_SET). */
+	int (*start)(void *opaque, struct error *err);
+	/*
+	 * Ors the dirty bits of the whole space into bitmap (page i = bit i) and, for manual protect, does
+	 * not clear them in the log: clear() does, in pieces, just before sending.
+	 */
+	int (*collect)(void *opaque, uint64_t *bitmap, struct error *err);
+	/* Write-protects / clears pages [first, first+n) again; first and n multiples of 64 except at the
+	 * end. Called BEFORE the page is read. Any thread, may run in parallel for different ranges. */
+	int (*clear)(void *opaque, uint64_t first_page, uint64_t npages, const uint64_t *bitmap,
+		     struct error *err);
+	int (*stop)(void *opaque);
+};
+
+struct mem_sender_options {
+	struct mem_space space;
+	struct dirty_source dirty;
+	struct conn **streams; /* stays the caller's; shut down with conn_shutdown to end a blocked sender */
+	unsigned nstreams;
+	int zstd_level; /* 0 = off; negative = --fast */
+	unsigned downtime_target_ms;
+	unsigned max_rounds;  /* then stop-and-copy anyway */
+	unsigned max_time_ms; /* likewise; 0 = none */
+	unsigned timeout_ms;  /* silence on a stream that ends the migration */
+	uint64_t epoch;
+};
+
+struct mem_stats { /* snapshot; any thread */
+	unsigned round;
+	uint64_t total_bytes;	  /* populated guest memory at the start */
+	uint64_t remaining_bytes; /* still dirty in this round */
+	uint64_t sent_pages, zero_pages, hole_pages;
+	uint64_t wire_bytes;
+	uint64_t rate_bytes_per_s, dirty_bytes_per_s;
+	uint64_t predicted_downtime_us;
+};
+
+struct mem_sender;
+int mem_sender_create(const struct mem_sender_options *opt, struct mem_sender **out, struct error *err);
+/* Runs pre-copy rounds until what remains fits the downtime target at the measured rate, or a limit is hit;
+ * *limit_hit tells. Returns -ECANCELED after mem_sender_cancel. Tracking stays on. Blocking. */
+int mem_sender_precopy(struct mem_sender *s, bool *limit_hit, struct error *err);
+/* Guest paused, devices drained, state saved: sends what is dirty, spread over all streams, ends each stream
+ * with a barrier frame that carries page counts, and waits until the receiver acknowledged every stream (one
+ * byte frame back). */
+int mem_sender_finish(struct mem_sender *s, struct error *err);
+void mem_sender_cancel(struct mem_sender *s); /* any thread */
+void mem_sender_stats(struct mem_sender *s, struct mem_stats *out);
+void mem_sender_free(struct mem_sender *s); /* stops tracking */
+
+struct mem_receiver_options {
+	struct mem_space space;
+	struct conn **streams;
+	unsigned nstreams;
+	unsigned timeout_ms;
+	uint64_t epoch;
+};
+struct mem_receiver;
+/* Starts a thread a stream. Never writes outside space, whatever arrives. */
+int mem_receiver_start(const struct mem_receiver_options *opt, struct mem_receiver **out, struct error *err);
+/* Waits until every stream has seen its barrier (0) or failed. */
+int mem_receiver_wait(struct mem_receiver *r, struct error *err);
+void mem_receiver_stats(struct mem_receiver *r, struct mem_stats *out);
+void mem_receiver_free(struct mem_receiver *r); /* shuts the streams down and joins */
+
+/* Faults in [offset, offset+len) of the space with several threads (madvise POPULATE_WRITE); for the regions
+ * that the source reports. */
+int mem_prefault(const struct mem_space *space, const uint64_t *region_bitmap, uint64_t nregions,
+		 unsigned nthreads, const bool *cancel, struct error *err);
+/* Populated 2 MiB regions of the space by SEEK_DATA. */
+int mem_populated_regions(const struct mem_space *space, uint64_t *region_bitmap, struct error *err);
+
+#endif

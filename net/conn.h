@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* interface: connections */
+#ifndef NET_CONN_H
+#define NET_CONN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "base/error.h"
+
+struct conn;
+struct tls_context;
+
+/*
+ * A connected byte stream, plain or TLS 1.3, with timeouts. One thread may read while another writes (an SSL
+ * * is not safe for that: a lock inside covers it, waiting is done outside the lock). The fd is non-blocking.
+ */
+
+/* Context from PEM files. Errors name the file. role-free: one context both connects and accepts. */
+int tls_context_create(const char *ca_path, const char *cert_path, const char *key_path,
+		       struct tls_context **out, struct error *err);
+void tls_context_free(struct tls_context *ctx);
+
+/* Takes the fd over (closed on error too). No TLS. */
+int conn_from_fd(int fd, struct conn **out, struct error *err);
+/*
+ * TLS handshake as client over fd (taken over, closed on error too). The peer's certificate must chain to the
+ * CA, be in date and carry expected_name (DNS SAN, the [peer NAME] of the configuration). Errors say which
+ * failed, with the name found.
+ */
+int conn_tls_connect(int fd, struct tls_context *ctx, const char *expected_name, unsigned timeout_ms,
+		     struct conn **out, struct error *err);
+/* As server; demands a client certificate. Its name: conn_peer_name; the caller checks it against its peers.
+ */
+int conn_tls_accept(int fd, struct tls_context *ctx, unsigned timeout_ms, struct conn **out,
+		    struct error *err);
+
+/* First DNS SAN of the peer's certificate (or "" for plain); SHA-256 of the certificate in hex (or ""). Valid
+ * for the conn's life. */
+const char *conn_peer_name(const struct conn *conn);
+const char *conn_peer_fingerprint(const struct conn *conn);
+/* True if the peer's certificate carries the DNS SAN `name` (any of its SANs). False for plain. */
+bool conn_peer_has_name(const struct conn *conn, const char *name);
+bool conn_is_tls(const struct conn *conn);
+int conn_fd(const struct conn *conn);
+
+/*
+ * Read exactly / write all. timeout_ms bounds the time without a single byte of progress (0 = for ever).
+ * -ETIMEDOUT, -ECONNRESET for a close in the middle, -ENODATA for an orderly close before the first byte,
+ * -ESHUTDOWN after conn_shutdown. One reading and one writing thread at a time.
+ */
+int conn_read_full(struct conn *conn, void *buf, size_t len, unsigned timeout_ms, struct error *err);
+int conn_write_full(struct conn *conn, const void *buf, size_t len, unsigned timeout_ms, struct error *err);
+int conn_writev_full(struct conn *conn, struct iovec *iov, int niov, unsigned timeout_ms, struct error *err);
+/* At least one byte, at most len; 0 = orderly close. */
+ssize_t conn_read_some(struct conn *conn, void *buf, size_t len, unsigned timeout_ms, struct error *err);
+/* Wakes blocked readers and writers with -ESHUTDOWN, and closes the sending direction. Any thread, not a
+ * signal handler. */
+void conn_shutdown(struct conn *conn);
+void conn_close(struct conn *conn); /* NULL is fine; no other thread may be inside */
+/* Bytes on the wire so far (TLS overhead included). */
+uint64_t conn_bytes_sent(const struct conn *conn);
+uint64_t conn_bytes_received(const struct conn *conn);
+
+/* TCP with TCP_NODELAY, TCP_USER_TIMEOUT = timeout_ms; address "HOST:PORT" or "[V6]:PORT". Returns an fd. */
+int net_connect(const char *address, unsigned timeout_ms, struct error *err);
+/* Returns a listening fd (SO_REUSEADDR). */
+int net_listen(const char *address, int backlog, struct error *err);
+
+/*
+ * A plain socket that speaks for `conn`: returns one end of a socket pair, pumped by a thread of its own in
+ * both directions until either side closes; takes the conn over. For libnbd, whose own TLS is not trusted
+ * (CVE-2024-7383), and any fd-only library.
+ */
+int conn_pump_start(struct conn *conn, int *fd_out, struct error *err);
+
+#endif
