@@ -3,8 +3,8 @@
  * The lab's control path: runs commands on a lab host.
  *
  *   labctl agent PORT                 on the host; serves every connection in a process of its own
- *   labctl exec ADDRESS PORT CMD...   from outside; like ssh: stdin, stdout, stderr and exit status are the command's
- *   labctl wait ADDRESS PORT SECONDS  until the agent answers
+ *   labctl exec ADDRESS PORT CMD...   from outside; like ssh: stdin, stdout, stderr and exit status are the
+ * command's labctl wait ADDRESS PORT SECONDS  until the agent answers
  *
  * Frames, both ways: one byte type, four bytes big-endian length, payload.
  *   client: 'A' the argument vector, NUL-terminated strings; 'I' stdin data; 'E' end of stdin
@@ -12,7 +12,8 @@
  * The command's process group gets SIGHUP when the client goes away. Its exit ends the session even where a
  * daemon that it started still holds stdout, so that starting one does not hang the caller.
  *
- * The agent trusts whoever can connect: it listens on a point-to-point interface inside the lab's own namespace.
+ * The agent trusts whoever can connect: it listens on a point-to-point interface inside the lab's own
+ * namespace.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -71,14 +72,16 @@ static int read_all(int fd, void *data, size_t len)
 
 static int send_frame(int fd, char type, const void *data, uint32_t len)
 {
-	unsigned char head[FRAME_HEAD] = {(unsigned char)type, (unsigned char)(len >> 24), (unsigned char)(len >> 16),
-					  (unsigned char)(len >> 8), (unsigned char)len};
+	unsigned char head[FRAME_HEAD] = {(unsigned char)type, (unsigned char)(len >> 24),
+					  (unsigned char)(len >> 16), (unsigned char)(len >> 8),
+					  (unsigned char)len};
 	if (write_all(fd, head, sizeof head) < 0)
 		return -1;
 	return len > 0 ? write_all(fd, data, len) : 0;
 }
 
-/* Reads one frame into buf (FRAME_MAX bytes). Returns its type, or 0 at the end of the connection or on garbage. */
+/* Reads one frame into buf (FRAME_MAX bytes). Returns its type, or 0 at the end of the connection or on
+ * garbage. */
 static char recv_frame(int fd, char *buf, uint32_t *len)
 {
 	unsigned char head[FRAME_HEAD];
@@ -287,7 +290,8 @@ static int connect_agent(const char *address, uint16_t port, int timeout_ms)
 		goto fail;
 	int so_error = 0;
 	socklen_t sl = sizeof so_error;
-	if (poll(&pfd, 1, timeout_ms) != 1 || getsockopt(s, SOL_SOCKET, SO_ERROR, &so_error, &sl) < 0 || so_error != 0)
+	if (poll(&pfd, 1, timeout_ms) != 1 || getsockopt(s, SOL_SOCKET, SO_ERROR, &so_error, &sl) < 0 ||
+	    so_error != 0)
 		goto fail;
 	pfd.events = POLLIN;
 	if (poll(&pfd, 1, timeout_ms) != 1)
@@ -300,6 +304,30 @@ static int connect_agent(const char *address, uint16_t port, int timeout_ms)
 fail:
 	close(s);
 	return -1;
+}
+
+/* Copies output until the exit frame; returns the exit status, 255 when the connection is lost. */
+static int relay_output(int s)
+{
+	static char buf[FRAME_MAX];
+	uint32_t len;
+	for (;;) {
+		switch (recv_frame(s, buf, &len)) {
+		case 'O':
+			if (write_all(1, buf, len) < 0)
+				return 255;
+			break;
+		case 'R':
+			if (write_all(2, buf, len) < 0)
+				return 255;
+			break;
+		case 'X':
+			return len == 1 ? (unsigned char)buf[0] : 255;
+		default:
+			fprintf(stderr, "labctl: connection lost\n");
+			return 255;
+		}
+	}
 }
 
 static int run_exec(const char *address, uint16_t port, char **argv)
@@ -325,44 +353,25 @@ static int run_exec(const char *address, uint16_t port, char **argv)
 		fprintf(stderr, "labctl: connection lost\n");
 		return 255;
 	}
-	bool stdin_open = true;
-	for (;;) {
-		struct pollfd pfd[2] = {{.fd = s, .events = POLLIN}, {.fd = stdin_open ? 0 : -1, .events = POLLIN}};
-		if (poll(pfd, 2, -1) < 0) {
-			if (errno == EINTR)
-				continue;
-			return 255;
+	/* A process of its own sends stdin: were one process to block in sending, nobody would read the
+	 * output that the agent may be blocked in sending, and both would wait for ever. */
+	pid_t sender = fork();
+	if (sender < 0)
+		return 255;
+	if (sender == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		ssize_t n;
+		while ((n = read(0, buf, 32768)) > 0 || (n < 0 && errno == EINTR)) {
+			if (n > 0 && send_frame(s, 'I', buf, (uint32_t)n) < 0)
+				_exit(1);
 		}
-		if (pfd[0].revents != 0) {
-			switch (recv_frame(s, buf, &len)) {
-			case 'O':
-				if (write_all(1, buf, len) < 0)
-					return 255;
-				break;
-			case 'R':
-				if (write_all(2, buf, len) < 0)
-					return 255;
-				break;
-			case 'X':
-				return len == 1 ? (unsigned char)buf[0] : 255;
-			default:
-				fprintf(stderr, "labctl: connection lost\n");
-				return 255;
-			}
-			continue; /* output first: an agent that waits for us to read does not read */
-		}
-		if (pfd[1].revents != 0) {
-			ssize_t n = read(0, buf, 32768);
-			if (n < 0 && errno == EINTR)
-				continue;
-			stdin_open = n > 0;
-			/* A failure shows as the end of the connection above, after the frames still on their way. */
-			if (n > 0)
-				send_frame(s, 'I', buf, (uint32_t)n);
-			else
-				send_frame(s, 'E', NULL, 0);
-		}
+		send_frame(s, 'E', NULL, 0);
+		_exit(0);
 	}
+	int status = relay_output(s);
+	kill(sender, SIGKILL);
+	waitpid(sender, NULL, 0);
+	return status;
 }
 
 static int run_wait(const char *address, uint16_t port, int seconds)
