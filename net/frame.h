@@ -31,6 +31,8 @@ enum frame_type {
 	FRAME_ABANDONED, /* the durable promise */
 	FRAME_ASK,	 /* about (uuid, epoch) */
 	FRAME_ANSWER,
+	FRAME_FILE, /* binary: u32 index of hello's "files", u64 offset, bytes; at most 1 MiB of them a frame
+		     */
 };
 
 #define FRAME_HEADER_BYTES    28

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* interface: host configuration */
+#ifndef HOST_CONFIG_H
+#define HOST_CONFIG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "base/error.h"
+
+#define HOST_PORT	    16516
+#define HOST_NAME_MAX_CHARS 63
+#define HOST_PEERS_MAX	    256
+
+struct host_peer {
+	char name[HOST_NAME_MAX_CHARS + 1];
+	char address[128]; /* HOST:PORT, port added when absent */
+};
+
+/*
+ * INI (inih), "#" and ";" comments:
+ *   [host]   name, listen (ADDRESS:PORT, port default 16516), state-dir, control (default
+ * state-dir/control.sock) [tls]    ca, cert, key (paths) [peer NAME]  address [network] bridges = br0, br1
+ * (bridges that an arriving VM may use; absent: any bridge that exists) [limits] silence-ms (default 10000),
+ * max-incoming (8), allow-no-tls = no, drain-timeout-ms (5000) [programs] snvmm (default: beside the daemon's
+ * own executable), cgroup (default: a "snmigrate-NAME" group under the daemon's own) Unknown sections and
+ * keys are errors that name file and line.
+ */
+struct host_config {
+	char path[4096]; /* absolute path of the file itself */
+	char name[HOST_NAME_MAX_CHARS + 1];
+	char listen[128];
+	char state_dir[4096];
+	char control[108]; /* fits sockaddr_un */
+	char ca[4096], cert[4096], key[4096];
+	struct host_peer *peers;
+	unsigned npeers;
+	char bridges[512];
+	unsigned silence_ms;
+	unsigned max_incoming;
+	unsigned drain_timeout_ms;
+	bool allow_no_tls;
+	char snvmm[4096];
+	char cgroup[4096];
+};
+
+/* Errors name file and line. -ENOENT when the file is missing. */
+int host_config_load(const char *path, struct host_config **out, struct error *err);
+void host_config_free(struct host_config *cfg);
+const struct host_peer *host_config_peer(const struct host_config *cfg, const char *name);
+
+#endif

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* interface: the definition of a VM */
+#ifndef HOST_VMDEF_H
+#define HOST_VMDEF_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+#define VM_NAME_MAX_CHARS 63
+#define VM_DISKS_MAX	  16
+#define VM_NETS_MAX	  8
+#define VM_UUID_CHARS	  36
+
+struct vm_disk_def {
+	char id[32];
+	char path[4096];
+	char format[8]; /* raw | qcow2 */
+	bool read_only;
+};
+
+struct vm_net_def {
+	char id[32];
+	char bridge[16];
+	uint8_t mac[6]; /* generated (locally administered) and written back when the file has none */
+	bool has_mac;
+};
+
+/* The INI of DESIGN.md "Files people write". Names are [A-Za-z0-9][A-Za-z0-9_.-]*, and not a subcommand of
+ * snmigrate. */
+struct vm_definition {
+	char name[VM_NAME_MAX_CHARS + 1];
+	char uuid[VM_UUID_CHARS + 1]; /* [vm] uuid =, generated at create when absent */
+	uint64_t memory_bytes;
+	unsigned cpus;
+	char kernel[4096], initrd[4096], cmdline[2048];
+	char serial[4096]; /* socket | file:PATH | stdio */
+	struct vm_disk_def disks[VM_DISKS_MAX];
+	unsigned ndisks;
+	struct vm_net_def nets[VM_NETS_MAX];
+	unsigned nnets;
+};
+
+/* Errors name file and line. */
+int vmdef_load(const char *path, struct vm_definition *def, struct error *err);
+/* From text; `origin` stands for the file name in errors. */
+int vmdef_parse(const char *text, size_t len, const char *origin, struct vm_definition *def,
+		struct error *err);
+/* INI text, free(3) it. vmdef_parse of it gives the same definition. */
+char *vmdef_format(const struct vm_definition *def);
+/*
+ * A definition that came from a peer: every path must be a plain file name in the VM's own folder (no '/', no
+ * leading dot), serial must be socket, bridges must be allowed by `bridges` (comma list, empty = any). -EPERM
+ * with the field named.
+ */
+int vmdef_check_foreign(const struct vm_definition *def, const char *bridges, struct error *err);
+bool vm_name_valid(const char *name);
+bool vm_uuid_valid(const char *uuid);
+int vm_uuid_generate(char uuid[VM_UUID_CHARS + 1], struct error *err);
+
+#endif
