@@ -29,6 +29,8 @@ int jsonl_read(struct jsonl *j, json_t **out, int *fd, unsigned timeout_ms, stru
 /* Sends obj (not consumed) with an optional descriptor (-1 = none; stays the caller's). Never raises SIGPIPE;
  * bounded wait. */
 int jsonl_write(struct jsonl *j, json_t *obj, int fd, struct error *err);
+/* A JSON string of any bytes: what is not UTF-8 becomes '?'. For messages and paths. */
+json_t *jsonl_text(const char *text);
 /* {"ok":false,"exit":EXIT,"error":MESSAGE} */
 int jsonl_write_error(struct jsonl *j, int exit_status, const struct error *e);
 /* One request, one reply. An {"ok":false} reply becomes an error (err->message its sentence), *exit_status

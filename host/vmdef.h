@@ -19,6 +19,7 @@ struct vm_disk_def {
 	char path[4096];
 	char format[8]; /* raw | qcow2 */
 	bool read_only;
+	uint64_t size_bytes; /* 0, or: create an empty image of this size (at `snvm create` only) */
 };
 
 struct vm_net_def {
@@ -56,6 +57,18 @@ char *vmdef_format(const struct vm_definition *def);
  * with the field named.
  */
 int vmdef_check_foreign(const struct vm_definition *def, const char *bridges, struct error *err);
+/*
+ * Rewrites what only makes sense on this host into what vmdef_check_foreign accepts: every disk, kernel and
+ * initrd becomes a plain name in the VM's folder (names that already are stay), serial becomes socket. The
+ * move sends this.
+ */
+void vmdef_make_portable(struct vm_definition *def);
+/* True for a plain name that a file of a VM may have in its folder: no '/', no leading dot, none of the
+ * registry's own. */
+bool vm_file_name_valid(const char *name);
+/* [A-Za-z0-9][A-Za-z0-9_.-]*, at most VM_NAME_MAX_CHARS. */
+bool name_chars_valid(const char *name);
+/* name_chars_valid, and not the name of a subcommand. */
 bool vm_name_valid(const char *name);
 bool vm_uuid_valid(const char *uuid);
 int vm_uuid_generate(char uuid[VM_UUID_CHARS + 1], struct error *err);

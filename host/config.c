@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "host/config.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "host/ini.h"
+#include "host/vmdef.h"
+
+struct loader {
+	struct host_config *cfg;
+	char folder[PATH_MAX]; /* of the file: relative paths start there */
+	char seen[32][96];     /* "section label key" already given */
+	unsigned nseen;
+};
+
+/* HOST, HOST:PORT, [V6], [V6]:PORT; adds the default port. */
+static int set_address(const struct ini_entry *e, char *out, size_t size, struct error *err)
+{
+	const char *v = e->value, *port = NULL;
+	size_t host = strlen(v);
+	if (*v == '[') {
+		const char *end = strchr(v, ']');
+		if (!end || (end[1] && end[1] != ':'))
+			return error_set(err, EINVAL, "%s: '%.100s' is not ADDRESS:PORT", e->key, v);
+		port = end[1] ? end + 2 : NULL;
+		host = (size_t)(end + 1 - v);
+	} else {
+		const char *colon = strchr(v, ':');
+		if (colon && strchr(colon + 1, ':'))
+			return error_set(err, EINVAL, "%s: write an IPv6 address in brackets: [%.100s]",
+					 e->key, v);
+		if (colon) {
+			port = colon + 1;
+			host = (size_t)(colon - v);
+		}
+	}
+	unsigned number = HOST_PORT;
+	if (port) {
+		struct ini_entry p = {.key = e->key, .value = port};
+		struct error why = ERROR_INIT;
+		if (ini_get_uint(&p, 0, 65535, &number, &why) < 0)
+			return error_set(err, EINVAL, "%s: '%.100s' has no valid port", e->key, v);
+	}
+	if (host == 0 || strpbrk(v, " \t/") ||
+	    (size_t)snprintf(out, size, "%.*s:%u", (int)host, v, number) >= size)
+		return error_set(err, EINVAL, "%s: '%.100s' is not ADDRESS:PORT", e->key, v);
+	return 0;
+}
+
+static int set_path(const struct loader *l, const struct ini_entry *e, char *out, size_t size,
+		    struct error *err)
+{
+	char whole[2 * PATH_MAX];
+	if (!*e->value)
+		return error_set(err, EINVAL, "%s: empty", e->key);
+	int n = *e->value == '/' ? snprintf(whole, sizeof whole, "%s", e->value)
+				 : snprintf(whole, sizeof whole, "%s/%s", l->folder, e->value);
+	if (n < 0 || (size_t)n >= size)
+		return error_set(err, EINVAL, "%s: path longer than %zu bytes", e->key, size - 1);
+	memcpy(out, whole, (size_t)n + 1);
+	return 0;
+}
+
+static int set_name(const struct ini_entry *e, char *out, size_t size, struct error *err)
+{
+	if (!name_chars_valid(e->value))
+		return error_set(err, EINVAL,
+				 "%s: '%.64s' is not a host name (letters, digits, '.', '_', '-')", e->key,
+				 e->value);
+	return ini_get_string(e, out, size, err);
+}
+
+static int refuse_duplicate(struct loader *l, const struct ini_entry *e, struct error *err)
+{
+	char mark[96];
+	snprintf(mark, sizeof mark, "%.20s %.20s", e->section, e->key);
+	for (unsigned i = 0; i < l->nseen; i++)
+		if (!strcmp(l->seen[i], mark))
+			return error_set(err, EINVAL, "[%s] %s: given twice", e->section, e->key);
+	if (l->nseen < ARRAY_SIZE(l->seen))
+		strcpy(l->seen[l->nseen++], mark);
+	return 0;
+}
+
+static int on_host(struct loader *l, const struct ini_entry *e, struct error *err)
+{
+	struct host_config *c = l->cfg;
+	if (!strcmp(e->key, "name"))
+		return set_name(e, c->name, sizeof c->name, err);
+	if (!strcmp(e->key, "listen"))
+		return set_address(e, c->listen, sizeof c->listen, err);
+	if (!strcmp(e->key, "state-dir"))
+		return set_path(l, e, c->state_dir, sizeof c->state_dir - 256, err);
+	if (!strcmp(e->key, "control"))
+		return set_path(l, e, c->control, sizeof c->control, err);
+	return -ENOKEY;
+}
+
+static int on_tls(struct loader *l, const struct ini_entry *e, struct error *err)
+{
+	struct host_config *c = l->cfg;
+	if (!strcmp(e->key, "ca"))
+		return set_path(l, e, c->ca, sizeof c->ca, err);
+	if (!strcmp(e->key, "cert"))
+		return set_path(l, e, c->cert, sizeof c->cert, err);
+	if (!strcmp(e->key, "key"))
+		return set_path(l, e, c->key, sizeof c->key, err);
+	return -ENOKEY;
+}
+
+static int on_network(struct loader *l, const struct ini_entry *e, struct error *err)
+{
+	if (!strcmp(e->key, "bridges"))
+		return ini_get_string(e, l->cfg->bridges, sizeof l->cfg->bridges, err);
+	return -ENOKEY;
+}
+
+static int on_limits(struct loader *l, const struct ini_entry *e, struct error *err)
+{
+	struct host_config *c = l->cfg;
+	if (!strcmp(e->key, "silence-ms"))
+		return ini_get_uint(e, 200, 3600000, &c->silence_ms, err);
+	if (!strcmp(e->key, "max-incoming"))
+		return ini_get_uint(e, 0, 1024, &c->max_incoming, err);
+	if (!strcmp(e->key, "drain-timeout-ms"))
+		return ini_get_uint(e, 100, 600000, &c->drain_timeout_ms, err);
+	if (!strcmp(e->key, "allow-no-tls"))
+		return ini_get_bool(e, &c->allow_no_tls, err);
+	return -ENOKEY;
+}
+
+static int on_programs(struct loader *l, const struct ini_entry *e, struct error *err)
+{
+	if (!strcmp(e->key, "snvmm"))
+		return set_path(l, e, l->cfg->snvmm, sizeof l->cfg->snvmm, err);
+	if (!strcmp(e->key, "cgroup"))
+		return set_path(l, e, l->cfg->cgroup, sizeof l->cfg->cgroup, err);
+	return -ENOKEY;
+}
+
+static int on_peer(struct loader *l, const struct ini_entry *e, struct error *err)
+{
+	struct host_config *c = l->cfg;
+	if (!e->key) {
+		if (!name_chars_valid(e->label))
+			return error_set(err, EINVAL, "[peer %.64s]: not a host name", e->label);
+		if (host_config_peer(c, e->label))
+			return error_set(err, EINVAL, "[peer %s]: given twice", e->label);
+		if (c->npeers == HOST_PEERS_MAX)
+			return error_set(err, EINVAL, "more than %d peers", HOST_PEERS_MAX);
+		snprintf(c->peers[c->npeers++].name, sizeof c->peers->name, "%s", e->label);
+		return 0;
+	}
+	struct host_peer *peer = &c->peers[c->npeers - 1];
+	if (strcmp(e->key, "address"))
+		return -ENOKEY;
+	if (*peer->address)
+		return error_set(err, EINVAL, "[peer %s] address: given twice", peer->name);
+	return set_address(e, peer->address, sizeof peer->address, err);
+}
+
+static int on_entry(void *opaque, const struct ini_entry *e, struct error *err)
+{
+	static const struct {
+		const char *section;
+		int (*set)(struct loader *, const struct ini_entry *, struct error *);
+	} sections[] = {{"host", on_host},
+			{"tls", on_tls},
+			{"network", on_network},
+			{"limits", on_limits},
+			{"programs", on_programs}};
+	struct loader *l = opaque;
+	int rc = -ENOKEY;
+	if (!strcmp(e->section, "peer")) {
+		rc = on_peer(l, e, err);
+	} else {
+		size_t i = 0;
+		while (i < ARRAY_SIZE(sections) && strcmp(e->section, sections[i].section))
+			i++;
+		if (i == ARRAY_SIZE(sections))
+			return error_set(err, EINVAL, "unknown section [%.64s]", e->section);
+		if (*e->label)
+			return error_set(err, EINVAL, "[%s] takes no name", e->section);
+		if (!e->key)
+			return 0;
+		rc = sections[i].set(l, e, err);
+		if (!rc)
+			rc = refuse_duplicate(l, e, err);
+	}
+	if (rc == -ENOKEY)
+		return error_set(err, EINVAL, "unknown key '%.64s' in [%s]", e->key, e->section);
+	return rc;
+}
+
+/* Beside our own executable; PATH as a last resort. */
+static void default_snvmm(struct host_config *c)
+{
+	char self[PATH_MAX];
+	ssize_t n = readlink("/proc/self/exe", self, sizeof self - 16);
+	if (n > 0) {
+		self[n] = '\0';
+		char *slash = strrchr(self, '/');
+		if (slash) {
+			strcpy(slash + 1, "snvmm");
+			snprintf(c->snvmm, sizeof c->snvmm, "%s", self);
+			return;
+		}
+	}
+	strcpy(c->snvmm, "snvmm");
+}
+
+static int finish(struct host_config *c, struct error *err)
+{
+	static const struct {
+		const char *what;
+		size_t at;
+	} needed[] = {{"[host] name", offsetof(struct host_config, name)},
+		      {"[host] state-dir", offsetof(struct host_config, state_dir)},
+		      {"[tls] ca", offsetof(struct host_config, ca)},
+		      {"[tls] cert", offsetof(struct host_config, cert)},
+		      {"[tls] key", offsetof(struct host_config, key)}};
+	for (size_t i = 0; i < ARRAY_SIZE(needed); i++)
+		if (!((const char *)c)[needed[i].at])
+			return error_set(err, EINVAL, "%s: %s is missing", c->path, needed[i].what);
+	for (unsigned i = 0; i < c->npeers; i++)
+		if (!*c->peers[i].address)
+			return error_set(err, EINVAL, "%s: [peer %s] address is missing", c->path,
+					 c->peers[i].name);
+	if (!*c->control) {
+		int n = snprintf(c->control, sizeof c->control, "%.107s/control.sock", c->state_dir);
+		if (n < 0 || (size_t)n >= sizeof c->control)
+			return error_set(err, EINVAL,
+					 "%s: state-dir is too long for a socket in it; set [host] control "
+					 "to a shorter path",
+					 c->path);
+	}
+	if (!*c->listen)
+		snprintf(c->listen, sizeof c->listen, "0.0.0.0:%d", HOST_PORT);
+	if (!*c->snvmm)
+		default_snvmm(c);
+	return 0;
+}
+
+int host_config_load(const char *path, struct host_config **out, struct error *err)
+{
+	struct host_config *c = calloc(1, sizeof *c);
+	struct loader l = {.cfg = c};
+	if (!c || !(c->peers = calloc(HOST_PEERS_MAX, sizeof *c->peers))) {
+		host_config_free(c);
+		return error_errno(err, ENOMEM, "%s", path);
+	}
+	c->silence_ms = 10000;
+	c->max_incoming = 8;
+	c->drain_timeout_ms = 5000;
+	CLEANUP_FREE char *whole = realpath(path, NULL);
+	int rc = whole ? 0 : error_errno(err, errno, "%s", path);
+	if (!rc) {
+		snprintf(c->path, sizeof c->path, "%s", whole);
+		snprintf(l.folder, sizeof l.folder, "%s", whole);
+		*strrchr(l.folder, '/') = '\0';
+		rc = ini_parse_path(path, on_entry, &l, err);
+	}
+	if (!rc)
+		rc = finish(c, err);
+	if (rc < 0) {
+		host_config_free(c);
+		return rc;
+	}
+	*out = c;
+	return 0;
+}
+
+void host_config_free(struct host_config *c)
+{
+	if (!c)
+		return;
+	free(c->peers);
+	free(c);
+}
+
+const struct host_peer *host_config_peer(const struct host_config *c, const char *name)
+{
+	for (unsigned i = 0; i < c->npeers; i++)
+		if (!strcmp(c->peers[i].name, name))
+			return &c->peers[i];
+	return NULL;
+}
