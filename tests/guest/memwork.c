@@ -8,7 +8,7 @@
 #include "selfdesc.h"
 
 #define PAGES_PER_STEP 8u
-#define TOUCH_PER_STEP 16u
+#define TOUCH_PER_STEP 4u /* few: a fault on fresh memory is slow */
 
 struct mem_stats mem_stats;
 
@@ -171,15 +171,25 @@ static uint64_t rest_pages(void)
 
 bool mem_touched(void)
 {
-	return mem_stats.touched == rest_pages();
+	return mem_stats.touched == rest_pages() + mem_stats.ws_pages;
+}
+
+static void touch_one(uint64_t index)
+{
+	if (index < mem_stats.ws_pages)
+		write_page(ram_page(index), index, ++generations[index]);
+	else
+		fill_rest(index - mem_stats.ws_pages);
 }
 
 void mem_step(void)
 {
 	if (!mem_touched()) {
 		for (unsigned i = 0; i < TOUCH_PER_STEP && !mem_touched(); i++)
-			fill_rest(mem_stats.touched++);
-	} else if (rest_pages() && pacer_take(&scan_pacer)) {
+			touch_one(mem_stats.touched++);
+		return;
+	}
+	if (rest_pages() && pacer_take(&scan_pacer)) {
 		if (!check_rest(scan_at))
 			fill_rest(scan_at);
 		scan_at = (scan_at + 1) % rest_pages();
@@ -194,7 +204,7 @@ bool mem_verify_step(void)
 	for (unsigned i = 0; i < PAGES_PER_STEP; i++, verify_at++) {
 		if (verify_at < mem_stats.ws_pages)
 			check_ws_page(verify_at);
-		else if (verify_at - mem_stats.ws_pages < mem_stats.touched)
+		else if (verify_at < mem_stats.touched)
 			check_rest(verify_at - mem_stats.ws_pages);
 		else
 			return true;

@@ -8,6 +8,7 @@
 #define HOLE_START     0xc0000000ULL
 #define HOLE_END       0xfec00000ULL /* the IOAPIC */
 #define DEVICES	       32u
+#define HIGH_START     (256ULL << 30) /* beyond any RAM that a test gives us */
 
 static void select_register(unsigned device, unsigned offset)
 {
@@ -71,29 +72,44 @@ static uint64_t probe_bar(unsigned device, unsigned bar, uint64_t *size, bool *i
 	return (uint64_t)high << 32 | (low & ~15u);
 }
 
-/* The first address in the hole below 4 GiB beyond RAM and beyond everything on bus 0 that decodes there. */
-static uint64_t free_address(void)
+/* The end of whatever on bus 0 decodes a part of [at, at + size), or 0 if nothing does. */
+static uint64_t in_the_way(uint64_t at, uint64_t size)
 {
-	uint64_t next = HOLE_START > ram_low_end() ? HOLE_START : ram_low_end();
-
 	for (unsigned d = 0; d < DEVICES; d++) {
 		if (pci_read16(d, 0) == 0xffff || (pci_read8(d, 0x0e) & 0x7f))
 			continue;
 		for (unsigned b = 0; b < BARS; b++) {
 			bool is_64;
-			uint64_t size, at = probe_bar(d, b, &size, &is_64);
+			uint64_t their_size, theirs = probe_bar(d, b, &their_size, &is_64);
 
-			if (size && at >= HOLE_START && at + size <= HOLE_END && at + size > next)
-				next = at + size;
+			if (their_size && theirs && theirs < at + size && at < theirs + their_size)
+				return theirs + their_size;
 			b += is_64;
 		}
 	}
-	return next;
+	return 0;
+}
+
+/* A free place in the hole below 4 GiB, beyond RAM. */
+static uint64_t free_address(uint64_t size)
+{
+	uint64_t at = HOLE_START > ram_low_end() ? HOLE_START : ram_low_end();
+
+	for (;;) {
+		uint64_t end;
+
+		at = (at + size - 1) & ~(size - 1);
+		if (size > HOLE_END || at > HOLE_END - size)
+			guest_halt("no room for a PCI BAR");
+		end = in_the_way(at, size);
+		if (!end)
+			return at;
+		at = end;
+	}
 }
 
 uint64_t pci_memory_bar(unsigned device, unsigned bar)
 {
-	static uint64_t next;
 	static unsigned placed[DEVICES]; /* bit per BAR */
 	bool is_64;
 	uint64_t size, at;
@@ -103,17 +119,15 @@ uint64_t pci_memory_bar(unsigned device, unsigned bar)
 	at = probe_bar(device, bar, &size, &is_64);
 	if (!size)
 		return 0;
-	if (!at || (option_is("rebar", "1") && !(placed[device] & 1u << bar))) {
-		if (!next)
-			next = free_address();
-		at = (next + size - 1) & ~(size - 1);
-		if (size > HOLE_END || at > HOLE_END - size)
-			guest_halt("no room for a PCI BAR");
+	if (!at || (option_string("rebar") && !(placed[device] & 1u << bar))) {
+		if (is_64 && option_is("rebar", "high"))
+			at = HIGH_START + ((uint64_t)device << 32 | (uint64_t)bar << 28);
+		else
+			at = free_address(size);
 		pci_write32(device, bar_offset(bar), (uint32_t)at);
 		if (is_64)
-			pci_write32(device, bar_offset(bar + 1), 0);
+			pci_write32(device, bar_offset(bar + 1), (uint32_t)(at >> 32));
 		con_printf("pci device=%u bar=%u placed at=0x%lx size=0x%lx\n", device, bar, at, size);
-		next = at + size;
 		placed[device] |= 1u << bar;
 	}
 	map_physical(at, size);
