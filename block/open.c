@@ -27,3 +27,9 @@ int block_format_parse(const char *name, enum block_format *format)
 	}
 	return -EINVAL;
 }
+
+int block_open(const char *path, const struct block_open_options *opt, struct block **out, struct error *err)
+{
+	*out = NULL;
+	return raw_open(path, opt, out, err);
+}

@@ -6,6 +6,8 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -24,6 +26,13 @@ struct raw_uring {
 	unsigned inflight; /* in the kernel or the submission queue */
 };
 
+/* Debian 12's shared liburing declares io_uring_register_restrictions and io_uring_enable_rings but does not
+ * export them. */
+static int ring_register(struct io_uring *ring, unsigned opcode, const void *arg, unsigned n)
+{
+	return syscall(__NR_io_uring_register, ring->ring_fd, opcode, arg, n) < 0 ? -errno : 0;
+}
+
 /* The opcodes that a disk needs, each on the one registered file: seccomp does not see what a ring does. */
 static int restrict_ring(struct io_uring *ring, int fd)
 {
@@ -41,9 +50,9 @@ static int restrict_ring(struct io_uring *ring, int fd)
 	res[n++].sqe_flags = IOSQE_FIXED_FILE;
 	int rc = io_uring_register_files(ring, &fd, 1);
 	if (rc == 0)
-		rc = io_uring_register_restrictions(ring, res, n);
+		rc = ring_register(ring, IORING_REGISTER_RESTRICTIONS, res, n);
 	if (rc == 0)
-		rc = io_uring_enable_rings(ring);
+		rc = ring_register(ring, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
 	return rc;
 }
 
