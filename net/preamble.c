@@ -43,7 +43,7 @@ int preamble_parse(const char *line, size_t len, struct preamble *out, struct er
 	if (len >= PREAMBLE_MAX_BYTES)
 		return error_set(err, EPROTO, "preamble is longer than %u bytes", PREAMBLE_MAX_BYTES);
 	if (len < prefix_len || memcmp(line, PREFIX, prefix_len) != 0) {
-		if (len >= 10 && memcmp(line, "SNMIGRATE/", 10) == 0)
+		if (len > 10 && memcmp(line, "SNMIGRATE/", 10) == 0 && line[10] != '1')
 			return error_set(err, EPROTO,
 					 "preamble is of another version (this side speaks SNMIGRATE/1)");
 		return error_set(err, EPROTO, "preamble does not begin with SNMIGRATE/1");

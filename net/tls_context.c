@@ -170,7 +170,9 @@ static int pem_failure(const char *what, const char *path, const char *wanted, s
 {
 	unsigned long e = ERR_peek_last_error();
 
-	if (ERR_GET_LIB(e) == ERR_LIB_PEM && ERR_GET_REASON(e) == PEM_R_NO_START_LINE)
+	/* The key decoders of OpenSSL 3 say "unsupported" where the others find no start line. */
+	if ((ERR_GET_LIB(e) == ERR_LIB_PEM && ERR_GET_REASON(e) == PEM_R_NO_START_LINE) ||
+	    ERR_GET_REASON(e) == ERR_R_UNSUPPORTED)
 		return error_set(err, EINVAL, "%s file %s holds no PEM %s", what, path, wanted);
 	return error_set(err, EINVAL, "%s file %s: the %s in it is damaged: %s", what, path, wanted,
 			 ERR_reason_error_string(e) ?: "unknown reason");
