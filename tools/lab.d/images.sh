@@ -160,7 +160,7 @@ host_initrd_locked() {
 	echo "$out"
 }
 
-HOST_PROGRAMS=(bash qemu-nbd qemu-img qemu-io ip bridge tc ss socat openssl jq strace e2fsck mke2fs debugfs dumpe2fs
+HOST_PROGRAMS=(dash bash qemu-nbd qemu-img qemu-io ip bridge tc ss socat openssl jq strace e2fsck mke2fs debugfs dumpe2fs
 	nbdinfo nbdcopy fio dd cp stat nft tcpdump ethtool gdb lsof losetup unshare nsenter setpriv sqlite3)
 
 # The host's root file system but for this project's own programs.
@@ -182,8 +182,8 @@ host_base_image_locked() {
 		make_skeleton "$work"
 		install_busybox "$work"
 		install_programs "$work" "${programs[@]}" "$labctl"
-		# busybox's own ash stays /bin/sh
-		ln -sf busybox "$work/usr/bin/sh"
+		# not busybox's own shell, which prefers its applets to the programs of the same name
+		ln -sf dash "$work/usr/bin/sh"
 		cp -r "$kernel/lib/modules" "$work/usr/lib/modules"
 		install -m 0755 "$here/host-init" "$work/usr/bin/lab-init"
 		install -m 0755 "$here/host-daemon" "$work/usr/bin/lab-daemon"
