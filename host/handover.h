@@ -82,7 +82,8 @@ enum handover_action handover_decide_destination(const struct vm_record *rec,
 /* The one of the two that the record's state calls for. What daemon, snvmm and resolve call. */
 enum handover_action handover_decide(const struct vm_record *rec, const struct handover_self *self,
 				     const struct handover_report *report);
-/* rec->flags with what the report teaches added: PEER_STARTED, PEER_ACKED, HIGHER_SEEN. */
+/* rec->flags with what the report teaches added: PEER_STARTED, PEER_ACKED, HIGHER_SEEN (then store the
+ * report's epoch as peer_epoch, too). */
 uint32_t handover_note(const struct vm_record *rec, const struct handover_report *report);
 /* What this side answers: its record, now. rec NULL: no record. */
 void handover_describe(const struct vm_record *rec, const struct handover_self *self, bool guest_started,
@@ -108,17 +109,21 @@ int handover_may_move(const struct vm_record *rec, struct error *err);
 int handover_may_arrive(const struct vm_record *rec, uint64_t epoch, struct error *err);
 /*
  * resolve --run-here, after the person confirmed that the other host has no power, and after an ASK brought
- * no answer. Fills *to with what to compare-and-set: owner-unconfirmed, FORCED, epoch + 1. A live paused
- * snvmm then resumes; without one the VM may be started (by this resolve alone). -EPERM with a sentence where
- * that would risk a second copy.
+ * no answer. Fills *to with what to compare-and-set: owner-unconfirmed, FORCED, an epoch above all that was
+ * seen. A live paused snvmm then resumes; without one the VM may be started (by this resolve alone). -EPERM
+ * with a sentence where that would risk a second copy.
  */
 int handover_run_here(const struct vm_record *rec, const struct handover_self *self, struct vm_record *to,
 		      struct error *err);
 /*
- * resolve --give-up. ACT_ABANDON: end the snvmm, compare-and-set to abandoned (an owner's files are kept
- * aside, never deleted). ACT_ASK (source, handing-over): end the paused snvmm, whose guest's memory is lost
- * with it; the record stays, the peer's word settles. ACT_NONE with err set (-EPERM) where there is nothing
- * to give up, or giving up could lose the only copy.
+ * resolve --give-up:
+ *   ACT_ABANDON  destination: end the snvmm, compare-and-set to abandoned (a former owner's folder is kept
+ *                aside in kept/, never deleted; an arrival's is)
+ *   ACT_ASK      end the live snvmm, whose guest's memory is lost with it; the record stays, and asking goes
+ *                on: the peer's word settles
+ *   ACT_CLEAN    moved: keep the files aside in kept/ at once; abandoned: clean
+ *   ACT_FORGET   stop waiting for the acknowledgement: remove the record
+ *   ACT_NONE     with err set (-EPERM): nothing to give up, or it could lose the only copy
  */
 enum handover_action handover_give_up(const struct vm_record *rec, const struct handover_self *self,
 				      struct error *err);

@@ -48,8 +48,9 @@ struct vm_record {
 	char uuid[VM_UUID_CHARS + 1]; /* lower case */
 	enum handover_state state;
 	uint64_t epoch;
-	uint64_t sequence; /* set by load and by every write; what the caller puts there is ignored */
-	uint32_t flags;	   /* RECORD_* */
+	uint64_t peer_epoch; /* the highest epoch that the peer showed; with HIGHER_SEEN above ours */
+	uint64_t sequence;   /* set by load and by every write; what the caller puts there is ignored */
+	uint32_t flags;	     /* RECORD_* */
 	char name[VM_NAME_MAX_CHARS + 1];
 	char peer[64]; /* the other side's host name, as its certificate says; "" when there is none */
 	char peer_address[128]; /* HOST:PORT where the other side is asked */
@@ -92,10 +93,15 @@ int record_load(struct record *r, struct vm_record *out, struct error *err);
 /*
  * Needs the lock. Rewrites everything but uuid, state and epoch, which must equal the current ones (-EINVAL).
  * Durable on return. After -EIO (or any other failed write) nobody knows which content the medium holds:
- * every later write and load through this struct record fails with -EIO, and only closing and locking anew,
- * from the medium, tells.
+ * every later write and load through this struct record fails with -EIO until record_reload succeeds.
  */
 int record_store(struct record *r, const struct vm_record *to, struct error *err);
+/*
+ * Needs the lock. After a failed write: reads the medium again under the lock held all along, and makes what
+ * it finds durable. 0 ends the failure; then decide anew from *out. Otherwise still in doubt, -EIO or the
+ * like.
+ */
+int record_reload(struct record *r, struct vm_record *out, struct error *err);
 /*
  * Needs the lock. If the record is in (from, from_epoch), writes `to` durably, as record_store, and logs one
  * line. -ESTALE when it is in another state or epoch: *actual (may be NULL) then gets it. -EINVAL for a
