@@ -181,7 +181,7 @@ static enum handover_action decide_prepared(const struct vm_record *rec, const s
 	if (!self->channel_up)
 		return HANDOVER_ACT_ABANDON;
 	/* Asked about this attempt, or told of a later one: the source has given it up. */
-	if (r && ((r->asked && r->epoch >= rec->epoch) || r->epoch > rec->epoch))
+	if (r && r->state != HANDOVER_NONE && ((r->asked && r->epoch >= rec->epoch) || r->epoch > rec->epoch))
 		return HANDOVER_ACT_ABANDON;
 	return HANDOVER_ACT_NONE;
 }
