@@ -33,8 +33,9 @@ struct dirty_source {
 	 * not clear them in the log: clear() does, in pieces, just before sending.
 	 */
 	int (*collect)(void *opaque, uint64_t *bitmap, struct error *err);
-	/* Write-protects / clears pages [first, first+n) again; first and n multiples of 64 except at the
-	 * end. Called BEFORE the page is read. Any thread, may run in parallel for different ranges. */
+	/* Write-protects / clears pages [first, first+n) again where bitmap has a bit; first and n multiples
+	 * of 64 except at the end; bitmap is that of the whole space, so page `first` is bit `first` of it.
+	 * Called BEFORE the page is read. Any thread, may run in parallel for different ranges. */
 	int (*clear)(void *opaque, uint64_t first_page, uint64_t npages, const uint64_t *bitmap,
 		     struct error *err);
 	int (*stop)(void *opaque);
@@ -47,8 +48,9 @@ struct mem_sender_options {
 	unsigned nstreams;
 	int zstd_level; /* 0 = off; negative = --fast */
 	unsigned downtime_target_ms;
-	unsigned max_rounds;  /* then stop-and-copy anyway */
-	unsigned max_time_ms; /* likewise; 0 = none */
+	unsigned max_rounds;  /* then stop-and-copy anyway; 0 = none */
+	unsigned max_time_ms; /* likewise; looked at between rounds, as a broken-off round would be paid with
+			       * downtime */
 	unsigned timeout_ms;  /* silence on a stream that ends the migration */
 	uint64_t epoch;
 };
@@ -84,7 +86,10 @@ struct mem_receiver_options {
 	uint64_t epoch;
 };
 struct mem_receiver;
-/* Starts a thread a stream. Never writes outside space, whatever arrives. */
+/*
+ * Starts a thread a stream. Never writes outside space, whatever arrives. The space must read as zeroes at the
+ * start (faulted in or not): a zero page or hole that arrives for a page never written is a no-op.
+ */
 int mem_receiver_start(const struct mem_receiver_options *opt, struct mem_receiver **out, struct error *err);
 /* Waits until every stream has seen its barrier (0) or failed. */
 int mem_receiver_wait(struct mem_receiver *r, struct error *err);
