@@ -3,7 +3,8 @@
  * Checks a disk that the native test guest has written, sector by sector: raw image, block device, or raw
  * data on stdin.
  *
- *   check_disk [--seed N] [--span SECTORS] [--digest 0xHEX] [--record N] [--allow-foreign] [FILE]
+ *   check_disk [--seed N] [--span SECTORS] [--digest 0xHEX] [--record N] [--allow-foreign] [--find-valid]
+ * [FILE]
  *
  * --seed: the guest's seed plus the disk's index; sectors of another seed count as foreign. --digest: what
  * the guest printed in "disk N final": the image must hold exactly the generations that the guest last wrote.
@@ -27,12 +28,12 @@
 #define BAD_LINES_MAX 20u
 
 static struct {
-	bool has_seed, has_digest, has_record, allow_foreign;
+	bool has_seed, has_digest, has_record, allow_foreign, find_valid;
 	uint64_t seed, digest, record, span;
 } want = {.span = UINT64_MAX};
 
 static struct {
-	uint64_t sectors, valid, zero, bad, foreign, digest, last_record;
+	uint64_t sectors, valid, zero, bad, foreign, digest, last_record, first_valid;
 } found;
 
 static void check(const uint64_t *words, uint64_t lba)
@@ -68,6 +69,8 @@ static void check(const uint64_t *words, uint64_t lba)
 		return;
 	}
 	found.valid++;
+	if (want.find_valid && !found.first_valid && lba >= SELFDESC_RECORD_SECTORS)
+		found.first_valid = lba;
 	found.digest += selfdesc_digest(lba, words[SELFDESC_GENERATION]);
 	if (lba < SELFDESC_RECORD_SECTORS && words[SELFDESC_GENERATION] > found.last_record)
 		found.last_record = words[SELFDESC_GENERATION];
@@ -129,10 +132,13 @@ static uint64_t number(const char *s)
 
 int main(int argc, char **argv)
 {
-	static const struct option options[] = {
-		{"seed", required_argument, NULL, 's'},	   {"span", required_argument, NULL, 'n'},
-		{"digest", required_argument, NULL, 'd'},  {"record", required_argument, NULL, 'r'},
-		{"allow-foreign", no_argument, NULL, 'f'}, {NULL, 0, NULL, 0}};
+	static const struct option options[] = {{"seed", required_argument, NULL, 's'},
+						{"span", required_argument, NULL, 'n'},
+						{"digest", required_argument, NULL, 'd'},
+						{"record", required_argument, NULL, 'r'},
+						{"allow-foreign", no_argument, NULL, 'f'},
+						{"find-valid", no_argument, NULL, 'v'},
+						{NULL, 0, NULL, 0}};
 	const char *name = "stdin";
 	int fd = 0, c;
 	bool ok;
@@ -157,9 +163,12 @@ int main(int argc, char **argv)
 		case 'f':
 			want.allow_foreign = true;
 			break;
+		case 'v':
+			want.find_valid = true;
+			break;
 		default:
 			fprintf(stderr, "usage: check_disk [--seed N] [--span SECTORS] [--digest 0xHEX] "
-					"[--record N] [--allow-foreign] [FILE]\n");
+					"[--record N] [--allow-foreign] [--find-valid] [FILE]\n");
 			return 2;
 		}
 	}
@@ -173,6 +182,10 @@ int main(int argc, char **argv)
 	}
 	if (check_all(fd, name) < 0)
 		return 2;
+	if (want.find_valid) {
+		printf("%" PRIu64 "\n", found.first_valid);
+		return found.first_valid ? 0 : 1;
+	}
 	ok = !found.bad && (want.allow_foreign || !found.foreign);
 	if (want.has_digest && want.digest != found.digest) {
 		printf("bad digest: expected 0x%" PRIx64 ", found 0x%" PRIx64 "\n", want.digest,
