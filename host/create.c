@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "host/fsutil.h"
+#include "host/record.h"
+#include "host/registry.h"
+
+#define QEMU_IMG_TIMEOUT_MS 60000
+
+/* Waits for a child for a bounded time; its exit status, or a negative errno. */
+static int wait_child(pid_t pid, unsigned timeout_ms)
+{
+	uint64_t deadline = clock_now_ms() + timeout_ms;
+	int status;
+	for (;;) {
+		pid_t got = waitpid(pid, &status, WNOHANG);
+		if (got == pid)
+			return WIFEXITED(status) ? WEXITSTATUS(status) : -EIO;
+		if (got < 0 && errno != EINTR)
+			return -errno;
+		if (clock_now_ms() >= deadline) {
+			kill(pid, SIGKILL);
+			waitpid(pid, &status, 0);
+			return -ETIMEDOUT;
+		}
+		clock_sleep_ms(10);
+	}
+}
+
+static int make_qcow2(const char *path, uint64_t size, struct error *err)
+{
+	extern char **environ;
+	char bytes[24];
+	snprintf(bytes, sizeof bytes, "%llu", (unsigned long long)size);
+	char *argv[] = {"qemu-img", "create", "-q", "-f", "qcow2", (char *)path, bytes, NULL};
+	pid_t pid;
+	int rc = posix_spawnp(&pid, argv[0], NULL, NULL, argv, environ);
+	if (rc)
+		return error_errno(err, rc, "qemu-img");
+	rc = wait_child(pid, QEMU_IMG_TIMEOUT_MS);
+	if (rc < 0)
+		return error_errno(err, rc, "qemu-img create %s", path);
+	return rc ? error_set(err, EIO, "qemu-img create %s failed with status %d", path, rc) : 0;
+}
+
+static int make_empty(const struct vm_disk_def *disk, int dirfd, const char *folder, struct error *err)
+{
+	CLEANUP_FD int fd =
+		openat(dirfd, disk->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (fd < 0)
+		return error_errno(err, errno, "%s", disk->path);
+	if (!strcmp(disk->format, "qcow2")) {
+		char path[2 * REGISTRY_PATH_BYTES];
+		int rc = fs_join(path, sizeof path, folder, disk->path, err);
+		if (!rc)
+			rc = make_qcow2(path, disk->size_bytes, err);
+		if (rc < 0)
+			return rc;
+	} else if (ftruncate(fd, (off_t)disk->size_bytes) < 0) {
+		return error_errno(err, errno, "%s", disk->path);
+	}
+	return fsync(fd) < 0 ? error_errno(err, errno, "%s", disk->path) : 0;
+}
+
+static int place_disk(struct vm_disk_def *disk, const char *import, int dirfd, const char *folder,
+		      struct error *err)
+{
+	bool inside = disk->path[0] != '/';
+	struct stat st;
+	if (!inside) {
+		if (import)
+			return error_set(err, EINVAL, "cannot be imported: its path is absolute (%s)",
+					 disk->path);
+		if (disk->size_bytes)
+			return error_set(err, EINVAL, "size = needs a path in the VM's own folder");
+		if (stat(disk->path, &st) < 0)
+			return error_errno(err, errno, "%s", disk->path);
+		if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+			return error_set(err, EINVAL, "%s: neither a regular file nor a block device",
+					 disk->path);
+		return 0;
+	}
+	if (!vm_file_name_valid(disk->path))
+		return error_set(err, EINVAL, "path = %s: not a plain file name in the VM's own folder",
+				 disk->path);
+	if (import && disk->size_bytes)
+		return error_set(err, EINVAL, "both imported and given a size");
+	int rc;
+	if (import)
+		rc = fs_copy_file(import, dirfd, disk->path, err);
+	else if (disk->size_bytes)
+		rc = make_empty(disk, dirfd, folder, err);
+	else
+		rc = error_set(err, ENOENT,
+			       "%s does not exist: give --import %s=PATH, or size = in the definition",
+			       disk->path, disk->id);
+	disk->size_bytes = 0; /* the image has it from now on */
+	return rc < 0 ? rc : registry_files_add(dirfd, disk->path, err);
+}
+
+static int place_file(char *field, size_t size, const char *what, const char *base_dir, int dirfd,
+		      struct error *err)
+{
+	char from[2 * REGISTRY_PATH_BYTES];
+	int n = field[0] == '/' ? snprintf(from, sizeof from, "%s", field)
+				: snprintf(from, sizeof from, "%s/%s", base_dir, field);
+	if (n < 0 || (size_t)n >= sizeof from)
+		return error_set(err, ENAMETOOLONG, "%s: path too long", what);
+	struct stat st;
+	if (stat(from, &st) < 0)
+		return error_errno(err, errno, "%s %s", what, from);
+	if (!S_ISREG(st.st_mode))
+		return error_set(err, EINVAL, "%s %s: not a regular file", what, from);
+	snprintf(field, size, "%s", what);
+	int rc = fs_copy_file(from, dirfd, what, err);
+	return rc < 0 ? error_prefix(err, "%s", what) : registry_files_add(dirfd, what, err);
+}
+
+static int fill_in(struct vm_definition *def, struct error *err)
+{
+	if (!*def->uuid) {
+		int rc = vm_uuid_generate(def->uuid, err);
+		if (rc < 0)
+			return rc;
+	}
+	for (unsigned i = 0; i < def->nnets; i++) {
+		struct vm_net_def *net = &def->nets[i];
+		if (net->has_mac)
+			continue;
+		if (getrandom(net->mac, sizeof net->mac, 0) != sizeof net->mac)
+			return error_errno(err, errno, "getrandom");
+		net->mac[0] = (uint8_t)((net->mac[0] & 0xfc) | 0x02); /* locally administered, unicast */
+		net->has_mac = true;
+	}
+	return 0;
+}
+
+static int check_imports(const struct vm_definition *def, json_t *imports, struct error *err)
+{
+	const char *id;
+	json_t *path;
+	json_object_foreach(imports, id, path)
+	{
+		unsigned i = 0;
+		while (i < def->ndisks && strcmp(def->disks[i].id, id))
+			i++;
+		if (i == def->ndisks)
+			return error_set(err, EINVAL, "--import %.64s: the definition has no [disk %.64s]",
+					 id, id);
+		const char *text = json_string_value(path);
+		if (!text || text[0] != '/')
+			return error_set(err, EINVAL, "--import %s: not an absolute path", id);
+	}
+	return 0;
+}
+
+/* Everything but the record and the final name. */
+static int build_folder(struct vm_definition *def, const char *base_dir, json_t *imports, const char *folder,
+			struct error *err)
+{
+	CLEANUP_FD int dirfd = fs_open_dir(folder, err);
+	if (dirfd < 0)
+		return dirfd;
+	/* disks first: their names are people's, kernel and initrd get names of ours that must still be free
+	 */
+	for (unsigned i = 0; i < def->ndisks; i++) {
+		struct vm_disk_def *disk = &def->disks[i];
+		if (!strcmp(disk->path, "kernel") || !strcmp(disk->path, "initrd"))
+			return error_set(err, EINVAL,
+					 "[disk %s] path = %s: that name is the kernel's or initrd's",
+					 disk->id, disk->path);
+		const char *import = json_string_value(json_object_get(imports, disk->id));
+		int rc = place_disk(disk, import, dirfd, folder, err);
+		if (rc < 0)
+			return error_prefix(err, "[disk %s]", disk->id), rc;
+	}
+	int rc = place_file(def->kernel, sizeof def->kernel, "kernel", base_dir, dirfd, err);
+	if (!rc && *def->initrd)
+		rc = place_file(def->initrd, sizeof def->initrd, "initrd", base_dir, dirfd, err);
+	if (!rc)
+		rc = registry_store_definition(dirfd, def, err);
+	if (!rc && fsync(dirfd) < 0)
+		rc = error_errno(err, errno, "%s", folder);
+	return rc;
+}
+
+static int publish(const struct host_config *cfg, const struct vm_definition *def, const char *rel,
+		   struct error *err)
+{
+	struct vm_record rec = {.state = HANDOVER_OWNER, .epoch = 1};
+	struct record *r = NULL;
+	strcpy(rec.uuid, def->uuid);
+	strcpy(rec.name, def->name);
+	registry_vm_rel(def->name, rec.folder);
+	int rc = record_create(cfg->state_dir, &rec, &r, err);
+	if (rc == -EEXIST)
+		return error_set(err, EEXIST, "a VM with the uuid %s is already known here", def->uuid);
+	if (rc < 0)
+		return rc;
+	rc = registry_publish(cfg, rel, def->name, err);
+	if (rc < 0)
+		record_remove(r, NULL);
+	record_close(r);
+	return rc;
+}
+
+int registry_create_vm(const struct host_config *cfg, struct vm_definition *def, const char *base_dir,
+		       json_t *imports, struct error *err)
+{
+	char rel[REGISTRY_FOLDER_BYTES], folder[REGISTRY_PATH_BYTES];
+	int rc = check_imports(def, imports, err);
+	if (!rc)
+		rc = fill_in(def, err);
+	if (rc < 0)
+		return rc;
+	registry_vm_rel(def->name, rel);
+	rc = registry_path(cfg, rel, folder, err);
+	if (rc < 0)
+		return rc;
+	char taken[REGISTRY_PATH_BYTES + 8];
+	snprintf(taken, sizeof taken, "%s/vm.ini", folder);
+	if (access(taken, F_OK) == 0)
+		return error_set(err, EEXIST, "a VM named %s is already on this host", def->name);
+	snprintf(rel, sizeof rel, "creating/%s", def->uuid);
+	rc = registry_path(cfg, rel, folder, err);
+	if (rc < 0)
+		return rc;
+	if (mkdir(folder, 0700) < 0)
+		return error_errno(err, errno, "%s", folder);
+	rc = build_folder(def, base_dir, imports, folder, err);
+	if (!rc)
+		rc = publish(cfg, def, rel, err);
+	if (rc < 0)
+		fs_remove_tree(folder, NULL);
+	return rc;
+}
