@@ -57,6 +57,7 @@ static struct disk {
 	uint64_t generation;
 	enum { RECORD_IDLE, RECORD_WRITING, RECORD_FLUSH, RECORD_FLUSHING } record_state;
 	uint64_t record, acked, record_since;
+	uint32_t records_read; /* sectors of an earlier boot's records looked at */
 	struct pacer pacer;
 	uint32_t verify_at;
 	bool flushed_last;
@@ -102,7 +103,9 @@ static void disk_set_up(struct disk *d, uint64_t span_mib, bool fresh)
 	d->max_n = min32(v->max_request_sectors, REQUEST_SECTORS_MAX) / d->unit * d->unit;
 	d->depth = min32(option_number("depth", 8), v->nslots);
 	d->pacer.per_second = option_number("diskrate", 0);
-	d->generation = 1;
+	/* An earlier boot may have left sectors: no generation of ours may be mistaken for one of theirs. */
+	d->generation = fresh ? 0 : selfdesc_mix(rdtsc()) >> 35;
+	d->records_read = fresh ? SELFDESC_RECORD_SECTORS : 0;
 	d->record_since = 0;
 	d->states = ram_alloc((uint64_t)d->span * sizeof(*d->states) + 1, PAGE_BYTES);
 	if (fresh)
@@ -297,6 +300,8 @@ static void complete(struct disk *d, struct request *r, uint8_t status, uint32_t
 
 	r->busy = false;
 	d->in_flight--;
+	if (r->op == READ && r->sector < SELFDESC_RECORD_SECTORS && d->records_read < SELFDESC_RECORD_SECTORS)
+		d->records_read = r->sector + r->n;
 	if ((failed || written != expected_bytes) && report_bad(BAD_REQUEST))
 		con_printf("BAD request disk=%u op=%s lba=%u n=%u status=%u written=%u expected_written=%u\n",
 			   (unsigned)(d - disks), op_names[r->op], r->sector, r->n, status, written,
@@ -444,6 +449,17 @@ static uint32_t align_of(const struct disk *d)
 	return guest_random() % 4 && d->max_n >= ALIGN_SECTORS ? ALIGN_SECTORS : d->unit;
 }
 
+/* Records go on counting where an earlier boot on this disk left off. */
+static void read_records_step(struct disk *d)
+{
+	for (uint32_t i = 0; i < d->records_read; i++)
+		if ((d->states[i] & KIND_MASK) == DATA && d->states[i] >> GENERATION_SHIFT > d->record)
+			d->record = d->states[i] >> GENERATION_SHIFT;
+	if (d->records_read < SELFDESC_RECORD_SECTORS && !d->in_flight)
+		submit(d, &d->requests[0], READ, d->records_read,
+		       min32(d->max_n, SELFDESC_RECORD_SECTORS - d->records_read));
+}
+
 static void load_step(struct disk *d)
 {
 	uint64_t dice = guest_random() % 100;
@@ -451,6 +467,11 @@ static void load_step(struct disk *d)
 	uint32_t sector, n, most;
 	struct request *r;
 
+	if (d->records_read < SELFDESC_RECORD_SECTORS || !d->record) {
+		read_records_step(d);
+		if (d->records_read < SELFDESC_RECORD_SECTORS)
+			return;
+	}
 	if (!ro && record_step(d))
 		return;
 	r = free_request(d);
