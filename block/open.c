@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "block/qcow2.h"
 #include "block/raw.h"
 
 static const char *const names[] = {
@@ -31,5 +32,6 @@ int block_format_parse(const char *name, enum block_format *format)
 int block_open(const char *path, const struct block_open_options *opt, struct block **out, struct error *err)
 {
 	*out = NULL;
-	return raw_open(path, opt, out, err);
+	return opt->format == BLOCK_FORMAT_QCOW2 ? qcow2_open(path, opt, out, err)
+						 : raw_open(path, opt, out, err);
 }

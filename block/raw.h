@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Private to the raw driver: raw.c opens, raw_io.c has what both engines share, uring.c and threads.c are the engines. */
+/* Private to the raw driver: raw.c opens, raw_io.c has what both engines share, uring.c and threads.c are the
+ * engines. */
 #ifndef BLOCK_RAW_H
 #define BLOCK_RAW_H
 
@@ -23,8 +24,8 @@ struct raw_disk {
 	int fd;
 	bool is_device;
 	bool direct;
-	uint32_t align;	      /* of offsets, lengths and memory for O_DIRECT; 1 when buffered */
-	uint32_t zero_align;  /* of fallocate and BLKZEROOUT: logical block of a device, else 1 */
+	uint32_t align;	     /* of offsets, lengths and memory for O_DIRECT; 1 when buffered */
+	uint32_t zero_align; /* of fallocate and BLKZEROOUT: logical block of a device, else 1 */
 	atomic_bool can_punch;
 	atomic_bool can_zero_range;
 	/* One read-modify-write at a time. An aligned write never shares a block with one of these unless the

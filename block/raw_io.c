@@ -139,7 +139,8 @@ bool raw_op_advance(struct raw_op *op, ssize_t n, int *result)
 		*result = -EIO;
 		return n == 0;
 	}
-	/* The end of the file, which under O_DIRECT shows as a count that is no multiple: the rest reads as zero. */
+	/* The end of the file, which under O_DIRECT shows as a count that is no multiple: the rest reads as
+	 * zero. */
 	if (n == 0 || n % op->disk->align) {
 		for (int i = op->first; i < op->niov; i++)
 			memset(op->iov[i].iov_base, 0, op->iov[i].iov_len);
@@ -396,8 +397,8 @@ int raw_extents(struct block *blk, uint64_t offset_bytes, uint64_t len_bytes, st
 		if (data_at > pos) {
 			if (data_at > end)
 				data_at = end;
-			ext[count++] = (struct block_extent){
-				.len_bytes = data_at - pos, .hole = true, .zero = true};
+			ext[count++] =
+				(struct block_extent){.len_bytes = data_at - pos, .hole = true, .zero = true};
 			pos = data_at;
 			continue;
 		}

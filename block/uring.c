@@ -121,7 +121,8 @@ struct reaped {
 	int result;
 };
 
-/* Takes up to REAP_BATCH completions; finished ones go to out. Returns their number; sets *stop on the NOP. */
+/* Takes up to REAP_BATCH completions; finished ones go to out. Returns their number; sets *stop on the NOP.
+ */
 static unsigned reap(struct raw_uring *ring, struct reaped *out, bool *stop)
 {
 	struct io_uring_cqe *cqes[REAP_BATCH];

@@ -30,7 +30,8 @@
 #define ALIGNMENT_MAX_BYTES   65536
 #define DEFAULT_TIMEOUT_MS    10000
 #define GOODBYE_TIMEOUT_MS    1000
-/* A request may wait behind others on a slow link as long as bytes move, but not longer than this many timeouts. */
+/* A request may wait behind others on a slow link as long as bytes move, but not longer than this many
+ * timeouts. */
 #define PATIENCE 10
 
 enum job_kind { JOB_IO, JOB_EXTENTS, JOB_NOTHING };
@@ -338,7 +339,8 @@ static void die(struct lane *lane, int code, const char *why)
 	lane->pending_tail = &lane->pending;
 	pthread_mutex_unlock(&lane->lock);
 
-	/* From here on libnbd touches no buffer of ours; its callbacks for what was in flight may still run. */
+	/* From here on libnbd touches no buffer of ours; its callbacks for what was in flight may still run.
+	 */
 	nbd_close(lane->h);
 	lane->h = NULL;
 	/* Results that came before the end stand. */
@@ -399,7 +401,8 @@ static void take_pending(struct lane *lane, bool *closing)
 static short poll_events(struct nbd_handle *h)
 {
 	unsigned dir = nbd_aio_get_direction(h);
-	return (dir & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) | (dir & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0);
+	return (dir & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) |
+	       (dir & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0);
 }
 
 /* 0, or -1 when the handle is lost. */
@@ -617,7 +620,8 @@ static int learn_limits(struct client *c, struct error *err)
 	struct nbd_handle *h = c->lanes[0].h;
 	const char *label = c->block.label;
 	int64_t size = nbd_get_size(h);
-	int64_t min = nbd_get_block_size(h, LIBNBD_SIZE_MINIMUM), max = nbd_get_block_size(h, LIBNBD_SIZE_MAXIMUM);
+	int64_t min = nbd_get_block_size(h, LIBNBD_SIZE_MINIMUM),
+		max = nbd_get_block_size(h, LIBNBD_SIZE_MAXIMUM);
 	if (size < 0 || min < 0 || max < 0)
 		return nbd_failure(err, label);
 	if (min == 0)
@@ -642,7 +646,8 @@ static int learn_limits(struct client *c, struct error *err)
 		.read_only = nbd_is_read_only(h) > 0,
 		.can_multi_conn = nbd_can_multi_conn(h) > 0,
 	};
-	c->block.limits.max_zeroes_bytes = c->can_zero ? ZEROES_MAX_BYTES : c->block.limits.max_transfer_bytes;
+	c->block.limits.max_zeroes_bytes =
+		c->can_zero ? ZEROES_MAX_BYTES : c->block.limits.max_transfer_bytes;
 	return 0;
 }
 
@@ -702,8 +707,10 @@ int nbd_client_open(const int *fds, unsigned nfds, const struct nbd_client_optio
 		if (rc == 0 && i == 0)
 			rc = learn_limits(c, err);
 		if (rc == 0 && nfds > 1 && !c->block.limits.can_multi_conn)
-			rc = error_set(err, ENOTSUP, "%s: the NBD server does not promise that one flush covers "
-				       "several connections", c->block.label);
+			rc = error_set(err, ENOTSUP,
+				       "%s: the NBD server does not promise that one flush covers "
+				       "several connections",
+				       c->block.label);
 		if (rc == 0 && i > 0 &&
 		    nbd_get_size(lane->h) - nbd_get_size(lane->h) % c->block.limits.request_alignment !=
 			    (int64_t)c->block.size_bytes)

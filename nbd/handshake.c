@@ -40,7 +40,8 @@ static int read_bytes(struct haggle *h, void *buf, size_t len)
 		if (n < 0)
 			return (int)n;
 		if (n == 0)
-			return error_set(h->err, ECONNRESET, "NBD handshake: the client closed the connection");
+			return error_set(h->err, ECONNRESET,
+					 "NBD handshake: the client closed the connection");
 		p += n;
 		len -= (size_t)n;
 	}
@@ -156,8 +157,8 @@ static int info_or_go(struct haggle *h, uint32_t option, const uint8_t *payload,
 		return reply_error(h, option, NBD_REP_ERR_INVALID, "malformed option data");
 	if (!name_is_ours(h, info.name.ptr, info.name.len))
 		return reply_error(h, option, NBD_REP_ERR_UNKNOWN, "no such export");
-	if (option == NBD_OPT_GO &&
-	    (!h->meta_name || h->meta_len != info.name.len || memcmp(h->meta_name, info.name.ptr, info.name.len)))
+	if (option == NBD_OPT_GO && (!h->meta_name || h->meta_len != info.name.len ||
+				     memcmp(h->meta_name, info.name.ptr, info.name.len)))
 		h->nc->rules.allocation = false;
 	int rc = reply_export(h, option, &info);
 	return rc ? rc : option == NBD_OPT_GO;
@@ -251,7 +252,8 @@ static int one_option(struct haggle *h, bool *aborted)
 		return info_or_go(h, head.option, payload, head.len_bytes);
 	case NBD_OPT_STRUCTURED_REPLY:
 		if (head.len_bytes)
-			return reply_error(h, head.option, NBD_REP_ERR_INVALID, "STRUCTURED_REPLY takes no data");
+			return reply_error(h, head.option, NBD_REP_ERR_INVALID,
+					   "STRUCTURED_REPLY takes no data");
 		h->nc->rules.structured = true;
 		return reply(h, head.option, NBD_REP_ACK, NULL, 0);
 	case NBD_OPT_LIST_META_CONTEXT:

@@ -129,14 +129,15 @@ int nbd_request_decode(const uint8_t raw[NBD_REQUEST_BYTES], struct nbd_request 
 
 struct command_rule {
 	const char *name;
-	uint16_t flags;	    /* allowed */
-	bool changes;	    /* refused on a read-only export */
-	bool transfers;	    /* len is bounded by max_request_bytes */
-	bool ranged;	    /* offset and len are checked */
-	uint32_t beyond;    /* answer to a range beyond the end */
+	uint16_t flags;	 /* allowed */
+	bool changes;	 /* refused on a read-only export */
+	bool transfers;	 /* len is bounded by max_request_bytes */
+	bool ranged;	 /* offset and len are checked */
+	uint32_t beyond; /* answer to a range beyond the end */
 };
 
-/* FUA is allowed everywhere: the specification has servers that offer it ignore it where nothing is written. */
+/* FUA is allowed everywhere: the specification has servers that offer it ignore it where nothing is written.
+ */
 static const struct command_rule rules_of[] = {
 	[NBD_CMD_READ] = {"read", NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_DF, false, true, true, NBD_EINVAL},
 	[NBD_CMD_WRITE] = {"write", NBD_CMD_FLAG_FUA, true, true, true, NBD_ENOSPC},

@@ -84,7 +84,8 @@ static void block_status(struct nbd_reply *r)
 	struct block_extent ext[NBD_EXTENTS_MAX];
 	unsigned n = one ? 1 : NBD_EXTENTS_MAX;
 	struct error err = ERROR_INIT;
-	r->result = block_extents(r->nc->server->opt.block, r->req.offset_bytes, r->req.len_bytes, ext, &n, &err);
+	r->result =
+		block_extents(r->nc->server->opt.block, r->req.offset_bytes, r->req.len_bytes, ext, &n, &err);
 	if (r->result == 0) {
 		r->data = malloc(8 * (size_t)n);
 		r->result = r->data ? 0 : -ENOMEM;
@@ -132,7 +133,8 @@ static int one_request(struct nbd_connection *nc, const struct nbd_request *req,
 		r->error = NBD_ENOMEM;
 	if (req->command == NBD_CMD_WRITE) {
 		int rc = r->error ? drain_payload(nc, req->len_bytes, err)
-				  : conn_read_full(nc->conn, r->data, req->len_bytes, NBD_STALL_TIMEOUT_MS, err);
+				  : conn_read_full(nc->conn, r->data, req->len_bytes, NBD_STALL_TIMEOUT_MS,
+						   err);
 		if (rc) {
 			pthread_mutex_lock(&nc->lock);
 			nc->flight_bytes -= r->cost_bytes;

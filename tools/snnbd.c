@@ -40,7 +40,8 @@ static const char usage[] =
 	"  --description TEXT    description of the export\n"
 	"  --max-connections N   clients at once (default 16)\n"
 	"  --tls-ca FILE --tls-cert FILE --tls-key FILE\n"
-	"                        TLS 1.3 from the first byte on; the client must have a certificate of this CA\n"
+	"                        TLS 1.3 from the first byte on; the client must have a certificate of this "
+	"CA\n"
 	"  --help, --version\n";
 
 struct args {
@@ -70,8 +71,23 @@ static int fail(const struct error *err)
 	return 1;
 }
 
-enum { OPT_UNIX = 256, OPT_TCP, OPT_STDIO, OPT_FORMAT, OPT_RO, OPT_DIRECT, OPT_NO_URING, OPT_EXPORT,
-       OPT_DESCRIPTION, OPT_MAX, OPT_CA, OPT_CERT, OPT_KEY, OPT_HELP, OPT_VERSION };
+enum {
+	OPT_UNIX = 256,
+	OPT_TCP,
+	OPT_STDIO,
+	OPT_FORMAT,
+	OPT_RO,
+	OPT_DIRECT,
+	OPT_NO_URING,
+	OPT_EXPORT,
+	OPT_DESCRIPTION,
+	OPT_MAX,
+	OPT_CA,
+	OPT_CERT,
+	OPT_KEY,
+	OPT_HELP,
+	OPT_VERSION
+};
 
 static const struct option longopts[] = {
 	{"unix", required_argument, NULL, OPT_UNIX},
