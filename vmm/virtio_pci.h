@@ -79,6 +79,8 @@ void virtio_pci_broken(struct virtio_pci *v, const char *fmt, ...) __attribute__
 /* Interrupts, if the driver wants one for what was pushed. */
 void virtio_pci_signal(struct virtio_pci *v, unsigned queue);
 void virtio_pci_config_changed(struct virtio_pci *v);
+/* Calls ops->process for the queue again, from the I/O thread and after others had the lock. */
+void virtio_pci_requeue(struct virtio_pci *v, unsigned queue);
 /* A request that outlives the lock. */
 void virtio_pci_inflight_begin(struct virtio_pci *v);
 /* It ended without leaving the lock. */

@@ -25,6 +25,11 @@ void virtio_pci_kick(int fd)
 		log_error("virtio: eventfd: %s", strerror(errno));
 }
 
+void virtio_pci_requeue(struct virtio_pci *v, unsigned queue)
+{
+	virtio_pci_kick(v->kick_fd[queue]);
+}
+
 static void consume(int fd)
 {
 	uint64_t count;
