@@ -22,7 +22,7 @@ PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
 CHECK_LIBS := $(shell pkg-config --libs check 2>/dev/null)
 
 VERSION := $(shell cat VERSION)
-WARN := -Wall -Wextra -Wshadow -Wmissing-prototypes -Wstrict-prototypes -Wformat=2 -Wvla -Wundef -Wno-unused-parameter -Wno-missing-field-initializers
+WARN := -Wall -Wextra -Wshadow -Wmissing-prototypes -Wstrict-prototypes -Wformat=2 -Wvla -Wundef -Wno-unused-parameter -Wno-missing-field-initializers -Wno-format-truncation
 OPT ?= -O2 -g
 CFLAGS_ALL := -std=c17 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DSNM_VERSION='"$(VERSION)"' -I. $(WARN) \
 	$(if $(filter 0,$(WERROR)),,-Werror) $(OPT) -fno-strict-aliasing -fstack-protector-strong -pthread $(PKG_CFLAGS) \

@@ -22,8 +22,10 @@ int mirror_create(struct block *local, struct mirror **out, struct block **top, 
 void mirror_free(struct mirror *m);
 
 struct mirror_options {
-	struct block *remote;	     /* taken over by the mirror from a successful start until it ended */
-	bool remote_is_zero;	     /* created by this move: holes are skipped */
+	struct block *remote; /* taken over by the mirror from a successful start until it ended */
+	bool remote_is_zero;  /* created by this move: holes are skipped */
+	bool keep_map; /* go on after a failure with a new connection to the same remote: synced chunks stay
+			  synced */
 	uint32_t chunk_bytes;	     /* 0 = default 1 MiB; power of two */
 	unsigned requests_in_flight; /* 0 = default 16 */
 	unsigned write_grace_ms; /* 0 = default 50: then a silent remote makes the chunk unsynced and ends the

@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The VMM of one VM: started by snmigrated, either to run a VM of the registry or to receive one. */
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "host/exit.h"
+#include "host/jsonl.h"
+#include "host/registry.h"
+#include "vmm/control.h"
+#include "vmm/move.h"
+#include "vmm/vm.h"
+
+#define CONNECTION_FD 3
+#define DAEMON_FD     4
+
+static void usage(FILE *out)
+{
+	fputs("Usage: snvmm --config FILE --vm NAME [--paused]\n"
+	      "       snvmm --config FILE --incoming      (connection on descriptor 3, daemon on 4)\n"
+	      "\n"
+	      "The virtual machine monitor of one VM. snmigrated starts it; people use snvm and snmigrate.\n"
+	      "  --config FILE   the host's configuration\n"
+	      "  --vm NAME       run this VM of the registry\n"
+	      "  --paused        do not start its processors\n"
+	      "  --incoming      serve one control connection: a question, or an arriving VM\n"
+	      "  --help, --version\n",
+	      out);
+}
+
+/* Opens the VM of the registry and starts it. */
+static int open_vm(struct vm *vm, const char *name, bool paused, struct error *err)
+{
+	int rc = registry_vm_dir(vm->cfg, name, vm->dir, err);
+	if (rc)
+		return rc;
+	vm->dirfd = open(vm->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (vm->dirfd < 0)
+		return error_errno(err, errno, "VM %s: %s", name, vm->dir);
+	rc = registry_load_definition(vm->dirfd, name, &vm->def, err);
+	if (!rc)
+		rc = record_open(vm->cfg->state_dir, vm->def.uuid, &vm->record, err);
+	if (!rc)
+		rc = record_lock(vm->record, 2000, err);
+	struct vm_record rec;
+	if (!rc)
+		rc = vm_record(vm, &rec, err);
+	if (!rc)
+		rc = handover_may_start(&rec, err);
+	if (!rc)
+		rc = vm_open_disks(vm, err);
+	if (!rc)
+		rc = vm_create_machine(vm, NULL, err);
+	if (!rc)
+		rc = vm_load_kernel(vm, true, err);
+	if (!rc)
+		rc = vm_mark_powered_on(vm, true, err);
+	if (!rc && !paused)
+		rc = machine_start(vm->machine, err);
+	if (rc)
+		return rc;
+	vm_set_state(vm, paused ? VM_PAUSED : VM_RUNNING, NULL);
+	return control_start(vm, err);
+}
+
+/* Until the guest ends or somebody wants the process gone. */
+static int live(struct vm *vm)
+{
+	for (;;) {
+		pthread_mutex_lock(&vm->lock);
+		while (!vm->quit && !vm->guest_stopped && !vm->guest_crashed)
+			pthread_cond_wait(&vm->changed, &vm->lock);
+		bool stopped = vm->guest_stopped, crashed = vm->guest_crashed;
+		int status = vm->exit_status;
+		pthread_mutex_unlock(&vm->lock);
+		if (stopped || crashed)
+			move_source_guest_gone(vm, stopped ? "the guest powered itself off"
+							   : "the guest crashed");
+		struct error err = ERROR_INIT;
+		struct vm_record rec;
+		/* A crashed guest keeps the mark: powered on without a VMM is what "crashed" means. */
+		if (crashed)
+			status = EXIT_CRASHED;
+		else if (!vm_record(vm, &rec, &err) &&
+			 (rec.state == HANDOVER_OWNER || rec.state == HANDOVER_OWNER_UNCONFIRMED) &&
+			 vm_mark_powered_on(vm, false, &err))
+			log_error("record: %s", err.message);
+		vm_set_state(vm, crashed ? VM_CRASHED : VM_STOPPED, NULL);
+		return status;
+	}
+}
+
+static int run_vm(const struct host_config *cfg, const char *name, bool paused)
+{
+	struct vm vm;
+	struct error err = ERROR_INIT;
+	vm_init(&vm, cfg);
+	int status = 1;
+	if (open_vm(&vm, name, paused, &err))
+		log_error("%s", err.message);
+	else
+		status = live(&vm);
+	control_stop(&vm);
+	move_source_free(&vm);
+	vm_release(&vm);
+	return status;
+}
+
+static int run_incoming(const struct host_config *cfg)
+{
+	struct vm vm;
+	struct error err = ERROR_INIT;
+	bool became_owner;
+	vm_init(&vm, cfg);
+	fcntl(CONNECTION_FD, F_SETFD, FD_CLOEXEC);
+	fcntl(DAEMON_FD, F_SETFD, FD_CLOEXEC);
+	struct jsonl *daemon = jsonl_from_fd(DAEMON_FD);
+	if (!daemon) {
+		log_error("out of memory");
+		return 1;
+	}
+	int status = 0;
+	int rc = move_destination_serve(&vm, CONNECTION_FD, daemon, &became_owner, &err);
+	if (rc)
+		log_warn("%s", err.message);
+	if (became_owner)
+		status = live(&vm);
+	else
+		status = rc ? 1 : 0;
+	control_stop(&vm);
+	move_source_free(&vm);
+	move_destination_free(&vm);
+	vm_release(&vm);
+	jsonl_close(daemon);
+	return status;
+}
+
+int main(int argc, char **argv)
+{
+	static const struct option options[] = {{"config", required_argument, NULL, 'c'},
+						{"vm", required_argument, NULL, 'v'},
+						{"incoming", no_argument, NULL, 'i'},
+						{"paused", no_argument, NULL, 'p'},
+						{"help", no_argument, NULL, 'h'},
+						{"version", no_argument, NULL, 'V'},
+						{0}};
+	const char *config = NULL, *name = NULL;
+	bool incoming = false, paused = false;
+	int c;
+	log_init("snvmm");
+	signal(SIGPIPE, SIG_IGN);
+	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		switch (c) {
+		case 'c':
+			config = optarg;
+			break;
+		case 'v':
+			name = optarg;
+			break;
+		case 'i':
+			incoming = true;
+			break;
+		case 'p':
+			paused = true;
+			break;
+		case 'h':
+			usage(stdout);
+			return 0;
+		case 'V':
+			printf("snvmm %s\n", SNM_VERSION);
+			return 0;
+		default:
+			usage(stderr);
+			return EXIT_USAGE;
+		}
+	}
+	if (!config || !name == !incoming || optind != argc) {
+		usage(stderr);
+		return EXIT_USAGE;
+	}
+	struct error err = ERROR_INIT;
+	struct host_config *cfg = NULL;
+	if (host_config_load(config, &cfg, &err)) {
+		log_error("%s", err.message);
+		return EXIT_REFUSED;
+	}
+	log_set_subject(name ? name : "arrival");
+	int status = incoming ? run_incoming(cfg) : run_vm(cfg, name, paused);
+	host_config_free(cfg);
+	return status;
+}

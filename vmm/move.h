@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef VMM_MOVE_H
+#define VMM_MOVE_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "host/config.h"
+#include "host/jsonl.h"
+#include "vmm/move_events.h"
+
+/* The two ends of a move. docs/design.md "A move, message by message", docs/handover.md. */
+
+#define MOVE_PROTOCOL_MIN 1
+#define MOVE_PROTOCOL_MAX 1
+
+struct vm;
+
+struct move_options {
+	char address[128]; /* of the destination's daemon */
+	char peer[HOST_NAME_MAX_CHARS + 1];
+	uint64_t epoch;
+	unsigned max_downtime_ms; /* 0 = default 50 */
+	unsigned streams;	  /* 0 = by the number of processors */
+	unsigned max_rounds;	  /* 0 = default 30 */
+	unsigned max_time_ms;	  /* of pre-copy; 0 = none */
+	int zstd_level;		  /* default 1; 0 = off */
+	bool keep_source;
+	bool suspend; /* the guest stays paused at the destination */
+	bool no_tls;  /* data channels only */
+};
+
+/* Parses the options object of {"cmd":"migrate"}. */
+int move_options_parse(json_t *request, struct move_options *opt, struct error *err);
+
+/* --- source --- */
+
+/* Starts the move in a thread of its own: -EBUSY when one is under way. Its events: move_source_events. */
+int move_source_start(struct vm *vm, const struct move_options *opt, struct error *err);
+/* NULL before the first move. Stays valid until the process ends. */
+struct move_events *move_source_events(struct vm *vm);
+/* -EBUSY after COMMIT, -ENOENT when there is none. Returns at once; the move ends as "cancelled". */
+int move_source_cancel(struct vm *vm, struct error *err);
+/* The guest powered off or crashed: ends a move before COMMIT. Waits for its end. */
+void move_source_guest_gone(struct vm *vm, const char *what);
+/* From the pause of the guest on until the outcome is known. */
+bool move_is_deciding(struct vm *vm);
+bool move_is_running(struct vm *vm);
+/* Object or null. New reference. */
+json_t *move_describe(struct vm *vm);
+/* {"cmd":"resolve"} for a source in doubt: "ask", "run-here" (the caller had it confirmed), "give-up". */
+int move_source_resolve(struct vm *vm, const char *how, struct error *err);
+/* Joins the thread; before vm_release. */
+void move_source_free(struct vm *vm);
+
+/* --- destination --- */
+
+/*
+ * Serves one control connection (fd, taken over) that the daemon passed on; `daemon` is the stream to it (may
+ * die). Answers a question and returns 0 with *became_owner false, or receives a VM into vm: then
+ * *became_owner is true and the VM belongs to this process. On failure everything that the arrival made has
+ * been removed.
+ */
+int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool *became_owner,
+			   struct error *err);
+/* After became_owner MOVED is awaited (or asked for) in the background. Before vm_release: */
+void move_destination_free(struct vm *vm);
+/* {"cmd":"resolve"} for an owner in doubt. */
+int move_destination_resolve(struct vm *vm, const char *how, struct error *err);
+
+/* {"cmd":"ask"}, the object of host/ask.h inside: settles what the rules demand, then answers from this
+ * process's record. New reference, or NULL with err (-EAGAIN: not now). */
+json_t *move_answer(struct vm *vm, json_t *request, struct error *err);
+
+#endif

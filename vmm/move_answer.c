@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <string.h>
+#include <strings.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "host/ask.h"
+#include "vmm/move_destination.h"
+#include "vmm/move_source.h"
+
+/* How long an ASK may wait for an answer or a write that is under way; then the asker asks again. */
+#define ANSWER_WAIT_MS 3000
+
+static void self_now(struct vm *vm, struct handover_self *self, bool *started)
+{
+	pthread_mutex_lock(&vm->lock);
+	struct move *mv = vm->move;
+	struct arrival *a = vm->arrival;
+	*started = vm->state == VM_RUNNING || vm->state == VM_PAUSED;
+	pthread_mutex_unlock(&vm->lock);
+	*self = (struct handover_self){.live = true};
+	if (mv) {
+		SCOPE_LOCK(&mv->lock);
+		if (mv->phase != MOVE_ENDED) {
+			self->attempt_open = true;
+			self->commit = mv->commit;
+			self->channel_up =
+				mv->link && !mv->settle_started && !move_link_failed(mv->link, NULL);
+			return;
+		}
+	}
+	if (a) {
+		SCOPE_LOCK(&a->lock);
+		self->commit = a->commit;
+		self->channel_up = a->channel_up;
+		self->write_failed = a->write_failed;
+		*started = a->owner;
+	}
+}
+
+json_t *move_answer(struct vm *vm, json_t *request, struct error *err)
+{
+	char uuid[VM_UUID_CHARS + 1];
+	struct handover_report report;
+	if (ask_report_from_json(request, true, uuid, &report, err))
+		return NULL;
+	if (strcasecmp(uuid, vm->def.uuid)) {
+		error_set(err, ENOENT, "this process holds %s, not %s", vm->def.uuid, uuid);
+		return NULL;
+	}
+	uint64_t deadline = clock_now_ms() + ANSWER_WAIT_MS;
+	for (;;) {
+		struct vm_record rec;
+		struct handover_self self;
+		struct handover_report answer;
+		bool started;
+		struct error e = ERROR_INIT;
+		pthread_mutex_lock(&vm->lock);
+		struct move *mv = vm->move;
+		struct arrival *a = vm->arrival;
+		bool no_record = !vm->record;
+		pthread_mutex_unlock(&vm->lock);
+		if (no_record) {
+			/* An arrival before its prepared record: there is nothing to say yet that would bind
+			 * anybody. */
+			answer = (struct handover_report){.heard = true, .state = HANDOVER_NONE};
+			return ask_report_to_json(vm->def.uuid, &answer);
+		}
+		self_now(vm, &self, &started);
+		if (vm_record(vm, &rec, err))
+			return NULL;
+		enum handover_action act = handover_decide(&rec, &self, &report);
+		switch (act) {
+		case HANDOVER_ACT_ABORT:
+			error_set(&e, ECONNABORTED, "the destination does not know this attempt any more");
+			if (mv)
+				source_interrupt(mv, &e);
+			break;
+		case HANDOVER_ACT_TAKE_BACK:
+		case HANDOVER_ACT_RECORD_MOVED:
+			/* The settling thread asks the peer itself and hears the same; wake it. */
+			if (mv) {
+				SCOPE_LOCK(&mv->lock);
+				pthread_cond_broadcast(&mv->changed);
+			}
+			break;
+		case HANDOVER_ACT_NOTE:
+			rec.flags = handover_note(&rec, &report);
+			if (record_store(vm->record, &rec, &e))
+				log_warn("record: %s", e.message);
+			continue;
+		case HANDOVER_ACT_CONFIRM:
+		case HANDOVER_ACT_ABANDON:
+		case HANDOVER_ACT_IN_DOUBT:
+			if (a) {
+				arrival_settle(a, &report, &e);
+				if (e.code)
+					log_warn("settling: %s", e.message);
+				if (vm_record(vm, &rec, err))
+					return NULL;
+				self_now(vm, &self, &started);
+			}
+			handover_describe(&rec, &self, started, &answer);
+			return ask_report_to_json(vm->def.uuid, &answer);
+		case HANDOVER_ACT_WAIT:
+			break;
+		default:
+			handover_describe(&rec, &self, started, &answer);
+			return ask_report_to_json(vm->def.uuid, &answer);
+		}
+		if (clock_now_ms() > deadline) {
+			error_set(err, EAGAIN, "not settled yet");
+			return NULL;
+		}
+		clock_sleep_ms(20);
+	}
+}
+
+int move_destination_resolve(struct vm *vm, const char *how, struct error *err)
+{
+	pthread_mutex_lock(&vm->lock);
+	struct arrival *a = vm->arrival;
+	pthread_mutex_unlock(&vm->lock);
+	if (!a || !vm->record)
+		return error_set(err, ENOENT, "VM %s is not in doubt here", vm->def.name);
+	struct vm_record rec, to;
+	struct handover_self self;
+	bool started;
+	self_now(vm, &self, &started);
+	int rc = vm_record(vm, &rec, err);
+	if (rc)
+		return rc;
+	if (!strcmp(how, "ask")) {
+		SCOPE_LOCK(&a->lock);
+		pthread_cond_broadcast(&a->changed);
+		return 0;
+	}
+	if (!strcmp(how, "run-here")) {
+		rc = handover_run_here(&rec, &self, &to, err);
+		if (!rc)
+			rc = record_compare_and_set(vm->record, rec.state, rec.epoch, &to, NULL, err);
+		if (!rc)
+			rc = machine_start(vm->machine, err);
+		if (!rc)
+			vm_set_state(vm, VM_RUNNING, NULL);
+		return rc;
+	}
+	if (strcmp(how, "give-up"))
+		return error_set(err, EINVAL, "resolve: unknown way '%s'", how);
+	enum handover_action act = handover_give_up(&rec, &self, err);
+	if (act == HANDOVER_ACT_NONE)
+		return err && err->code ? err->code : -EPERM;
+	/* The process ends; with the lock free the daemon writes the record by the same rules and cleans. */
+	vm_request_quit(vm, 0);
+	return 0;
+}

@@ -1,0 +1,519 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vmm/move_destination.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/fault.h"
+#include "base/log.h"
+#include "host/ask.h"
+#include "vmm/control.h"
+
+#define PROOF_TIMEOUT_MS 10000
+#define PREFAULT_THREADS 2
+
+/* --- frames that come any time --- */
+
+static int file_frame(void *opaque, const struct frame *f, struct error *err)
+{
+	struct arrival *a = opaque;
+	if (f->len < 12)
+		return error_set(err, EPROTO, "file: a frame of %u bytes", f->len);
+	uint32_t index = get_be32(f->payload), len = f->len - 12;
+	uint64_t offset = get_be64(f->payload + 4);
+	if (index >= a->nfiles || a->files[index].fd < 0)
+		return error_set(err, EPROTO, "file: no file %u", index);
+	struct arrival_file *file = &a->files[index];
+	if (offset != file->received || !range_fits(offset, len, file->size))
+		return error_set(err, EPROTO, "file %s: %u bytes at %llu of %llu", file->name, len,
+				 (unsigned long long)offset, (unsigned long long)file->size);
+	for (uint32_t at = 0; at < len;) {
+		ssize_t n = pwrite(file->fd, f->payload + 12 + at, len - at, (off_t)(offset + at));
+		if (n < 0)
+			return error_errno(err, errno, "file %s: write at %llu", file->name,
+					   (unsigned long long)(offset + at));
+		at += (uint32_t)n;
+	}
+	file->received += len;
+	return 0;
+}
+
+static void link_failed(void *opaque, const struct error *why)
+{
+	struct arrival *a = opaque;
+	log_info("%s", why->message);
+	pthread_mutex_lock(&a->lock);
+	a->channel_up = false;
+	struct mem_receiver *r = a->commit ? NULL : a->receiver;
+	pthread_cond_broadcast(&a->changed);
+	/* Wakes a receiver that waits for memory which will not come. */
+	if (r)
+		for (unsigned i = 0; i < a->nstreams; i++)
+			if (a->memory[i])
+				conn_shutdown(a->memory[i]);
+	pthread_mutex_unlock(&a->lock);
+}
+
+static void *prefault_thread(void *arg)
+{
+	struct arrival *a = arg;
+	struct mem_space space = machine_memory_space(a->vm->machine);
+	struct error err = ERROR_INIT;
+	int rc = mem_prefault(&space, a->regions, a->nregions, PREFAULT_THREADS, &a->prefault_cancel, &err);
+	if (rc && rc != -ECANCELED)
+		log_warn("prefault: %s", err.message);
+	return NULL;
+}
+
+static void prefault_stop(struct arrival *a)
+{
+	__atomic_store_n(&a->prefault_cancel, true, __ATOMIC_RELAXED);
+	if (a->prefaulter_started)
+		pthread_join(a->prefaulter, NULL);
+	a->prefaulter_started = false;
+}
+
+/* --- phases --- */
+
+static int phase_storage(struct arrival *a, struct error *err)
+{
+	for (unsigned i = 0; i < a->nfiles; i++) {
+		struct arrival_file *f = &a->files[i];
+		if (f->received != f->size)
+			return error_set(err, EPROTO, "file %s: %llu of %llu bytes came", f->name,
+					 (unsigned long long)f->received, (unsigned long long)f->size);
+		if (fsync(f->fd))
+			return error_errno(err, errno, "file %s", f->name);
+	}
+	int rc = pthread_create(&a->prefaulter, NULL, prefault_thread, a);
+	a->prefaulter_started = !rc;
+	return 0;
+}
+
+/* Everything that the VM needs to start here is durable when this returns, and so is the record that says so.
+ */
+static int phase_prepare(struct arrival *a, struct error *err)
+{
+	struct vm *vm = a->vm;
+	int rc = 0;
+	prefault_stop(a);
+	if (!a->receiver)
+		return error_set(err, EPROTO, "prepare before memory");
+	for (unsigned i = 0; !rc && i < vm->def.ndisks; i++) {
+		rc = block_flush(vm->disks[i].local);
+		if (rc)
+			error_errno(err, rc, "disk %s: flush", vm->def.disks[i].id);
+	}
+	if (!rc && fsync(vm->dirfd))
+		rc = error_errno(err, errno, "%s", vm->dir);
+	if (rc)
+		return rc;
+	struct vm_record rec = {.state = HANDOVER_PREPARED, .epoch = a->epoch};
+	if (vm->record) {
+		struct vm_record old;
+		rc = vm_record(vm, &old, err);
+		struct vm_transition t = {.from = old.state,
+					  .from_epoch = old.epoch,
+					  .to = HANDOVER_PREPARED,
+					  .to_epoch = a->epoch,
+					  .flags_set = a->suspend ? 0 : RECORD_POWERED_ON,
+					  .flags_clear = RECORD_FLAGS_KNOWN & ~RECORD_POWERED_ON,
+					  .peer = a->peer,
+					  .peer_address = a->peer_address,
+					  .folder = a->rel};
+		return rc ? rc : vm_record_transition(vm, &t, err);
+	}
+	snprintf(rec.uuid, sizeof rec.uuid, "%s", vm->def.uuid);
+	snprintf(rec.name, sizeof rec.name, "%s", vm->def.name);
+	snprintf(rec.peer, sizeof rec.peer, "%s", a->peer);
+	snprintf(rec.peer_address, sizeof rec.peer_address, "%s", a->peer_address);
+	snprintf(rec.folder, sizeof rec.folder, "%s", a->rel);
+	rec.flags = RECORD_POWERED_ON;
+	struct record *r = NULL;
+	rc = record_create(vm->cfg->state_dir, &rec, &r, err);
+	if (rc)
+		return rc;
+	SCOPE_LOCK(&a->lock);
+	vm->record = r;
+	return 0;
+}
+
+static int take_device_state(struct arrival *a, const struct frame *f, struct error *err)
+{
+	if (!a->receiver || !a->vm->record)
+		return error_set(err, EPROTO, "device state before prepare");
+	int rc = mem_receiver_wait(a->receiver, err);
+	if (rc)
+		return error_prefix(err, "memory");
+	rc = machine_load(a->vm->machine, f->payload, f->len, err);
+	if (rc)
+		return error_prefix(err, "device state");
+	a->loaded = true;
+	return 0;
+}
+
+/* Until COMMIT (0) or failure. */
+static int run_phases(struct arrival *a, struct frame *commit, struct error *err)
+{
+	for (;;) {
+		struct frame f;
+		int rc = move_link_wait(a->link,
+					1u << FRAME_PHASE | 1u << FRAME_DEVICE_STATE | 1u << FRAME_COMMIT, 0,
+					&f, err);
+		if (rc)
+			return rc;
+		if (f.type == FRAME_COMMIT) {
+			if (!a->loaded) {
+				frame_release(&f);
+				return error_set(err, EPROTO, "COMMIT before READY");
+			}
+			*commit = f;
+			return 0;
+		}
+		if (f.type == FRAME_DEVICE_STATE) {
+			rc = take_device_state(a, &f, err);
+			fault_point("d-before-ready");
+			if (!rc)
+				rc = move_link_send(a->link, FRAME_READY, NULL, err);
+		} else {
+			const char *phase = json_string_value(json_object_get(f.json, "phase"));
+			if (!phase)
+				rc = error_set(err, EPROTO, "a phase without a name");
+			else if (!strcmp(phase, "storage"))
+				rc = phase_storage(a, err);
+			else if (!strcmp(phase, "memory"))
+				rc = 0;
+			else if (!strcmp(phase, "prepare"))
+				rc = phase_prepare(a, err);
+			else
+				rc = error_set(err, EPROTO, "unknown phase \"%.32s\"", phase);
+			if (!rc)
+				rc = move_link_send(a->link, FRAME_PHASE_OK, f.json, err);
+			if (!rc && !strcmp(phase, "memory"))
+				rc = arrival_receiver_start(a, err);
+		}
+		frame_release(&f);
+		if (rc)
+			return rc;
+	}
+}
+
+/* --- COMMIT: from here this process owns the VM, or is in doubt --- */
+
+static void in_doubt(struct arrival *a, const struct error *why)
+{
+	char reason[400];
+	machine_pause(a->vm->machine, NULL);
+	snprintf(reason, sizeof reason, "the owner record could not be written: %s", why->message);
+	pthread_mutex_lock(&a->lock);
+	a->write_failed = true;
+	pthread_mutex_unlock(&a->lock);
+	vm_set_state(a->vm, VM_IN_DOUBT, reason);
+}
+
+static int run_commit(struct arrival *a, struct frame *commit, struct error *err)
+{
+	struct vm *vm = a->vm;
+	uint64_t received_us = clock_now_us(), stopped_us = 0;
+	pthread_mutex_lock(&a->lock);
+	if (a->abandoned) {
+		pthread_mutex_unlock(&a->lock);
+		return error_set(err, ECANCELED, "given up before COMMIT came");
+	}
+	a->commit = true;
+	pthread_mutex_unlock(&a->lock);
+	json_t *s = json_object_get(commit->json, "stopped_us");
+	if (json_is_integer(s) && json_integer_value(s) > 0)
+		stopped_us = (uint64_t)json_integer_value(s);
+	fault_point("d-commit-received");
+	int rc = 0;
+	if (!a->suspend) {
+		machine_adjust_clock(vm->machine, stopped_us * 1000, NULL);
+		rc = machine_start_held(vm->machine, err);
+	}
+	arrival_storage_stop(a);
+	/* A machine that does not start is a crash here, after the owner record: the source must not go on
+	 * from its old memory once this side may have run. Before the record nothing left the gate, so giving
+	 * up is still safe and better. */
+	if (rc) {
+		pthread_mutex_lock(&a->lock);
+		a->commit = false;
+		pthread_mutex_unlock(&a->lock);
+		return rc;
+	}
+	struct vm_transition t = {.from = HANDOVER_PREPARED,
+				  .from_epoch = a->epoch,
+				  .to = HANDOVER_OWNER_UNCONFIRMED,
+				  .to_epoch = a->epoch};
+	struct error e = ERROR_INIT;
+	fault_point("d-held-running");
+	if (vm_record_transition(vm, &t, &e)) {
+		in_doubt(a, &e);
+		return 0;
+	}
+	pthread_mutex_lock(&a->lock);
+	a->owner = true;
+	pthread_mutex_unlock(&a->lock);
+	fault_point("d-owner-recorded");
+	if (!a->suspend) {
+		rc = machine_release_effects(vm->machine, &e);
+		if (rc)
+			log_error("release of effects: %s", e.message);
+		machine_announce(vm->machine);
+	}
+	vm_set_state(vm, a->suspend ? VM_PAUSED : VM_RUNNING, NULL);
+	json_t *o = json_pack("{s:I}", "since_commit_us", (json_int_t)(clock_now_us() - received_us));
+	move_link_send(a->link, FRAME_RUNNING, o, NULL);
+	json_decref(o);
+	fault_point("d-running-sent");
+	return 0;
+}
+
+/* The VM's folder gets its place; everything here can be done again by a daemon that finds it undone. */
+static void settle_in(struct arrival *a)
+{
+	struct vm *vm = a->vm;
+	struct error e = ERROR_INIT;
+	int rc = registry_publish(vm->cfg, a->rel, vm->def.name, &e);
+	if (rc) {
+		log_error("%s: %s", a->rel, e.message);
+		return;
+	}
+	pthread_mutex_lock(&vm->lock);
+	snprintf(vm->dir, sizeof vm->dir, "%s/vms/%s", vm->cfg->state_dir, vm->def.name);
+	pthread_mutex_unlock(&vm->lock);
+	struct vm_record rec;
+	if (!vm_record(vm, &rec, &e)) {
+		registry_vm_rel(vm->def.name, rec.folder);
+		if (record_store(vm->record, &rec, &e))
+			log_error("record: %s", e.message);
+	}
+	json_t *q =
+		json_pack("{s:s, s:s, s:s}", "cmd", "arrived", "uuid", vm->def.uuid, "name", vm->def.name);
+	jsonl_write(a->daemon, q, -1, NULL);
+	json_decref(q);
+}
+
+static void give_up(struct arrival *a, const struct error *why)
+{
+	struct vm *vm = a->vm;
+	struct error e = ERROR_INIT;
+	/* The promise first, durable; then the other side may hear it. */
+	if (arrival_abandon(a, why->message, &e))
+		log_error("record: %s", e.message);
+	if (a->link) {
+		json_t *o = json_pack("{s:s}", "reason", why->message);
+		move_link_send(a->link, a->abandoned && a->loaded ? FRAME_ABANDONED : FRAME_ABORT, o, NULL);
+		json_decref(o);
+	}
+	prefault_stop(a);
+	arrival_channels_close(a);
+	control_stop(vm);
+	struct record *record = steal_ptr(vm->record);
+	vm_release(vm);
+	if (a->rel[0] && registry_remove_incoming(vm->cfg, a->rel, &e))
+		log_error("%s: %s", a->rel, e.message);
+	struct vm_record rec;
+	if (record && !record_load(record, &rec, &e) && rec.state == HANDOVER_ABANDONED) {
+		rec.flags |= RECORD_FILES_DONE;
+		if (record_store(record, &rec, &e))
+			log_error("record: %s", e.message);
+	}
+	record_close(record);
+}
+
+static void arrival_init(struct arrival *a, struct vm *vm, struct jsonl *daemon)
+{
+	a->vm = vm;
+	a->daemon = daemon;
+	pthread_mutex_init(&a->lock, NULL);
+	pthread_condattr_t attr;
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&a->changed, &attr);
+	pthread_condattr_destroy(&attr);
+	for (unsigned i = 0; i < ARRIVAL_FILES_MAX; i++)
+		a->files[i].fd = -1;
+}
+
+static int refuse(struct arrival *a, struct error *err)
+{
+	json_t *o = json_pack("{s:s}", "reason", err->message);
+	log_info("refused %s from %s: %s", a->vm->def.name, a->peer, err->message);
+	move_link_send(a->link, FRAME_REFUSE, o, NULL);
+	json_decref(o);
+	/* the source reads the sentence and closes; a reset must not overtake it */
+	struct frame f;
+	move_link_wait(a->link, 1u << FRAME_REFUSE, 1000, &f, NULL);
+	return err->code;
+}
+
+static int hello_ok(struct arrival *a, struct error *err)
+{
+	json_t *disks = json_array(), *memory = json_array();
+	for (unsigned i = 0; i < a->vm->def.ndisks; i++)
+		json_array_append_new(disks, json_string(a->disk_token[i]));
+	for (unsigned i = 0; i < a->nstreams; i++)
+		json_array_append_new(memory, json_string(a->memory_token[i]));
+	json_t *o =
+		json_pack("{s:i, s:s, s:s, s:o, s:o}", "version", MOVE_PROTOCOL_MAX, "program", SNM_VERSION,
+			  "host", a->vm->cfg->name, "disk_tokens", disks, "memory_tokens", memory);
+	int rc = move_link_send(a->link, FRAME_HELLO_OK, o, err);
+	json_decref(o);
+	return rc;
+}
+
+static int receive(struct arrival *a, struct conn *conn, struct frame *hello, struct error *err)
+{
+	struct vm *vm = a->vm;
+	a->epoch = hello->epoch;
+	struct move_link_options lopt = {.conn = conn,
+					 .epoch = a->epoch,
+					 .silence_ms = vm->cfg->silence_ms,
+					 .failed = link_failed,
+					 .frame = file_frame,
+					 .opaque = a};
+	a->channel_up = true;
+	int rc = move_link_start(&lopt, &a->link, err);
+	if (rc)
+		return rc;
+	if (!a->epoch)
+		rc = error_set(err, EPROTO, "hello: epoch 0");
+	if (!rc)
+		rc = arrival_read_hello(a, hello->json, err);
+	if (!rc) {
+		log_set_subject(vm->def.name);
+		log_info("%s wants to move %s here, epoch %llu", a->peer, vm->def.name,
+			 (unsigned long long)a->epoch);
+		pthread_mutex_lock(&vm->lock);
+		vm->arrival = a;
+		pthread_mutex_unlock(&vm->lock);
+		rc = arrival_build(a, hello->json, err);
+	}
+	if (!rc)
+		rc = arrival_tokens(a, err);
+	if (rc)
+		return refuse(a, err);
+	rc = hello_ok(a, err);
+	struct frame commit = {0};
+	if (!rc)
+		rc = run_phases(a, &commit, err);
+	if (!rc)
+		rc = run_commit(a, &commit, err);
+	frame_release(&commit);
+	return rc;
+}
+
+static int answer_question(struct arrival *a, struct conn *conn, struct frame *ask, struct error *err)
+{
+	json_t *answer = NULL;
+	int rc = ask_answer_local(a->vm->cfg, a->peer, ask->json, &answer, err);
+	if (!rc)
+		rc = frame_send_json(conn, FRAME_ANSWER, ask->epoch, answer, PROOF_TIMEOUT_MS, err);
+	json_decref(answer);
+	conn_close(conn);
+	return rc;
+}
+
+int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool *became_owner, struct error *err)
+{
+	*became_owner = false;
+	struct arrival *a = calloc(1, sizeof *a);
+	if (!a) {
+		close(fd);
+		return error_errno(err, ENOMEM, "arrival");
+	}
+	arrival_init(a, vm, daemon);
+	struct conn *conn = NULL;
+	int rc = tls_context_create(vm->cfg->ca, vm->cfg->cert, vm->cfg->key, &a->tls, err);
+	if (rc) {
+		close(fd);
+		return rc;
+	}
+	rc = conn_tls_accept(fd, a->tls, PROOF_TIMEOUT_MS, &conn, err);
+	if (rc)
+		return rc;
+	const struct host_peer *peer = NULL;
+	for (unsigned i = 0; i < vm->cfg->npeers && !peer; i++)
+		if (conn_peer_has_name(conn, vm->cfg->peers[i].name))
+			peer = &vm->cfg->peers[i];
+	if (!peer) {
+		rc = error_set(err, EPERM, "certificate of %s: no [peer] of %s has that name",
+			       conn_peer_name(conn), vm->cfg->path);
+		conn_close(conn);
+		return rc;
+	}
+	snprintf(a->peer, sizeof a->peer, "%s", peer->name);
+	snprintf(a->peer_address, sizeof a->peer_address, "%s", peer->address);
+	snprintf(a->fingerprint, sizeof a->fingerprint, "%s", conn_peer_fingerprint(conn));
+	struct frame first = {0};
+	rc = frame_read(conn, PROOF_TIMEOUT_MS, &first, err);
+	if (rc) {
+		conn_close(conn);
+		return error_prefix(err, "%s", a->peer);
+	}
+	if (first.type == FRAME_ASK) {
+		rc = answer_question(a, conn, &first, err);
+		frame_release(&first);
+		return rc;
+	}
+	if (first.type != FRAME_HELLO) {
+		rc = error_set(err, EPROTO, "%s began with %s", a->peer, frame_type_name(first.type));
+		frame_release(&first);
+		conn_close(conn);
+		return rc;
+	}
+	rc = receive(a, conn, &first, err);
+	frame_release(&first);
+	if (rc) {
+		give_up(a, err);
+		move_link_free(a->link);
+		return rc;
+	}
+	*became_owner = true;
+	vm->arrived = true;
+	if (a->write_failed)
+		return 0;
+	settle_in(a);
+	/* the memory channels are done; the control channel stays for MOVED */
+	pthread_mutex_lock(&a->lock);
+	a->closing = true;
+	pthread_mutex_unlock(&a->lock);
+	arrival_channels_close(a);
+	pthread_mutex_lock(&a->lock);
+	a->closing = false;
+	pthread_mutex_unlock(&a->lock);
+	return arrival_confirm_start(a, err);
+}
+
+void move_destination_free(struct vm *vm)
+{
+	pthread_mutex_lock(&vm->lock);
+	struct arrival *a = steal_ptr(vm->arrival);
+	pthread_mutex_unlock(&vm->lock);
+	if (!a)
+		return;
+	pthread_mutex_lock(&a->lock);
+	a->closing = true;
+	pthread_cond_broadcast(&a->changed);
+	pthread_mutex_unlock(&a->lock);
+	struct error why = ERROR_INIT;
+	error_set(&why, ESHUTDOWN, "the VM ended");
+	if (a->link)
+		move_link_fail(a->link, &why);
+	if (a->confirmer_started)
+		pthread_join(a->confirmer, NULL);
+	move_link_free(a->link);
+	tls_context_free(a->tls);
+	json_decref(a->cpu);
+	free(a->regions);
+	for (unsigned i = 0; i < a->nfiles; i++)
+		if (a->files[i].fd >= 0)
+			close(a->files[i].fd);
+	free(a);
+}

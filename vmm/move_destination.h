@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef VMM_MOVE_DESTINATION_H
+#define VMM_MOVE_DESTINATION_H
+
+/* Private to vmm/move_destination*.c: the state of an arriving VM. */
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "host/handover.h"
+#include "host/jsonl.h"
+#include "host/registry.h"
+#include "memxfer/memxfer.h"
+#include "nbd/nbd.h"
+#include "net/conn.h"
+#include "net/preamble.h"
+#include "vmm/move.h"
+#include "vmm/move_link.h"
+#include "vmm/vm.h"
+
+#define ARRIVAL_FILES_MAX 2
+
+struct arrival_file {
+	char name[16];
+	uint64_t size, received;
+	int fd;
+};
+
+struct arrival {
+	struct vm *vm;
+	struct jsonl *daemon;
+	struct tls_context *tls;
+	char peer[HOST_NAME_MAX_CHARS + 1];
+	char peer_address[128];
+	char fingerprint[80];
+	uint64_t epoch;
+	struct move_link *link;
+
+	/* from hello */
+	bool suspend, no_tls;
+	unsigned nstreams;
+	struct arrival_file files[ARRIVAL_FILES_MAX];
+	unsigned nfiles;
+	struct block_image_info shape[VM_DISKS_MAX];
+	uint64_t *regions;
+	uint64_t nregions;
+	json_t *cpu;
+
+	/* made here */
+	char rel[REGISTRY_FOLDER_BYTES]; /* incoming/UUID-EPOCH; "" until the folder exists */
+	bool admitted;
+	char disk_token[VM_DISKS_MAX][TOKEN_HEX_CHARS + 1];
+	char memory_token[MEM_STREAMS_MAX][TOKEN_HEX_CHARS + 1];
+	pthread_t router, prefaulter, confirmer;
+	bool router_started, prefaulter_started, confirmer_started;
+	bool prefault_cancel;
+	struct mem_receiver *receiver;
+	bool loaded;
+
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	struct nbd_server *nbd[VM_DISKS_MAX];
+	struct conn *memory[MEM_STREAMS_MAX];
+	unsigned nmemory;
+	bool closing;	   /* no further channel is taken */
+	bool channel_up;   /* control */
+	bool commit;	   /* COMMIT was read */
+	bool abandoned;	   /* durably */
+	bool owner;	   /* durably */
+	bool write_failed; /* the owner record could not be written: nobody knows */
+	bool confirmed;
+	char resolve[16];
+};
+
+/* move_destination_prepare.c: reads hello, checks everything, opens every object. The error is the refusal's
+ * sentence. */
+int arrival_read_hello(struct arrival *a, json_t *hello, struct error *err);
+int arrival_build(struct arrival *a, json_t *hello, struct error *err);
+
+/* move_destination_channels.c */
+int arrival_tokens(struct arrival *a, struct error *err); /* makes and registers them, starts the router */
+int arrival_receiver_start(struct arrival *a,
+			   struct error *err); /* waits until all memory channels are there */
+void arrival_storage_stop(struct arrival *a);  /* the fence: nothing of the peer writes afterwards */
+void arrival_channels_close(struct arrival *a);
+
+/* move_destination_confirm.c: from owner-unconfirmed to owner */
+int arrival_confirm_start(struct arrival *a, struct error *err);
+/* One step by the rules with what the peer said; any thread. Returns the action taken. */
+enum handover_action arrival_settle(struct arrival *a, const struct handover_report *report,
+				    struct error *err);
+/* prepared -> abandoned, durably, unless COMMIT was read. */
+int arrival_abandon(struct arrival *a, const char *why, struct error *err);
+
+#endif

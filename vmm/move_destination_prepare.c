@@ -1,0 +1,359 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "base/bitmap.h"
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "host/ask.h"
+#include "vmm/control.h"
+#include "vmm/move_destination.h"
+#include "vmm/tap.h"
+
+#define SPACE_RESERVE_BYTES  (UINT64_C(64) << 20)
+#define MEMORY_RESERVE_BYTES (UINT64_C(64) << 20)
+#define FILE_MAX_BYTES	     (UINT64_C(2) << 30)
+#define DISK_MAX_BYTES	     (UINT64_C(1) << 50)
+#define MEMORY_MAX_BYTES     (UINT64_C(1) << 44)
+#define SETTLE_WAIT_MS	     5000
+
+static const char *need_string(json_t *o, const char *key, struct error *err)
+{
+	const char *s = json_string_value(json_object_get(o, key));
+	if (!s)
+		error_set(err, EPROTO, "hello: \"%s\" is missing or not a string", key);
+	return s;
+}
+
+static int need_u64(json_t *o, const char *key, uint64_t max, uint64_t *out, struct error *err)
+{
+	json_t *v = json_object_get(o, key);
+	if (!json_is_integer(v) || json_integer_value(v) < 0 || (uint64_t)json_integer_value(v) > max)
+		return error_set(err, EPROTO, "hello: \"%s\" is missing or not a number from 0 to %" PRIu64,
+				 key, max);
+	*out = (uint64_t)json_integer_value(v);
+	return 0;
+}
+
+static int check_versions(json_t *hello, struct error *err)
+{
+	json_t *v = json_object_get(hello, "versions");
+	json_t *lo = json_array_get(v, 0), *hi = json_array_get(v, 1);
+	const char *host = json_string_value(json_object_get(hello, "host"));
+	if (!json_is_integer(lo) || !json_is_integer(hi) || json_integer_value(lo) > json_integer_value(hi))
+		return error_set(err, EPROTO, "hello: \"versions\" is not a range");
+	if (json_integer_value(lo) > MOVE_PROTOCOL_MAX)
+		return error_set(err, EPROTONOSUPPORT,
+				 "%.63s speaks migration protocol %lld or newer, this host only %d: upgrade "
+				 "the destination",
+				 host ? host : "the source", (long long)json_integer_value(lo),
+				 MOVE_PROTOCOL_MAX);
+	if (json_integer_value(hi) < MOVE_PROTOCOL_MIN)
+		return error_set(err, EPROTONOSUPPORT,
+				 "%.63s speaks migration protocol %lld at most, this host needs %d: upgrade "
+				 "the source",
+				 host ? host : "the source", (long long)json_integer_value(hi),
+				 MOVE_PROTOCOL_MIN);
+	return 0;
+}
+
+static int read_files(struct arrival *a, json_t *hello, struct error *err)
+{
+	json_t *files = json_object_get(hello, "files");
+	static const char *const allowed[] = {"kernel", "initrd"};
+	if (!json_is_array(files) || json_array_size(files) > ARRIVAL_FILES_MAX)
+		return error_set(err, EPROTO, "hello: \"files\" is not a list of at most %d",
+				 ARRIVAL_FILES_MAX);
+	for (size_t i = 0; i < json_array_size(files); i++) {
+		json_t *o = json_array_get(files, i);
+		struct arrival_file *f = &a->files[i];
+		const char *name = need_string(o, "name", err);
+		if (!name)
+			return -EPROTO;
+		if (strcmp(name, allowed[0]) && strcmp(name, allowed[1]))
+			return error_set(err, EPROTO, "hello: file \"%.32s\" is none that travels", name);
+		if (i && !strcmp(name, a->files[0].name))
+			return error_set(err, EPROTO, "hello: file \"%s\" is there twice", name);
+		snprintf(f->name, sizeof f->name, "%s", name);
+		int rc = need_u64(o, "size", FILE_MAX_BYTES, &f->size, err);
+		if (rc)
+			return error_prefix(err, "file %s", name);
+		f->fd = -1;
+		a->nfiles++;
+	}
+	return 0;
+}
+
+static int read_disks(struct arrival *a, json_t *hello, struct error *err)
+{
+	struct vm_definition *def = &a->vm->def;
+	json_t *disks = json_object_get(hello, "disks");
+	if (!json_is_array(disks) || json_array_size(disks) != def->ndisks)
+		return error_set(err, EPROTO, "hello: \"disks\" does not match the definition");
+	for (unsigned i = 0; i < def->ndisks; i++) {
+		json_t *o = json_array_get(disks, i);
+		struct block_image_info *s = &a->shape[i];
+		uint64_t cluster;
+		const char *id = need_string(o, "id", err), *format = need_string(o, "format", err);
+		if (!id || !format)
+			return -EPROTO;
+		if (strcmp(id, def->disks[i].id) || strcmp(format, def->disks[i].format))
+			return error_set(err, EPROTO, "hello: disk %u does not match the definition", i);
+		int rc = block_format_parse(format, &s->format);
+		if (!rc)
+			rc = need_u64(o, "virtual_bytes", DISK_MAX_BYTES, &s->virtual_bytes, err);
+		if (!rc)
+			rc = need_u64(o, "allocated_bytes", DISK_MAX_BYTES, &s->allocated_bytes, err);
+		if (!rc)
+			rc = need_u64(o, "cluster_bytes", 2u << 20, &cluster, err);
+		if (rc)
+			return error_prefix(err, "disk %.32s", id);
+		if (!s->virtual_bytes || s->virtual_bytes % 512)
+			return error_set(err, EPROTO, "hello: disk %s: a size of %" PRIu64 " bytes", id,
+					 s->virtual_bytes);
+		s->cluster_bytes = (uint32_t)cluster;
+		if (s->format == BLOCK_FORMAT_QCOW2 && (cluster < 512 || (cluster & (cluster - 1))))
+			return error_set(err, EPROTO, "hello: disk %s: a cluster size of %" PRIu64, id,
+					 cluster);
+		const char *compat = json_string_value(json_object_get(o, "compat"));
+		snprintf(s->compat, sizeof s->compat, "%s",
+			 compat && !strcmp(compat, "0.10") ? "0.10" : "1.1");
+		s->lazy_refcounts = json_is_true(json_object_get(o, "lazy_refcounts"));
+		s->extended_l2 = json_is_true(json_object_get(o, "extended_l2"));
+	}
+	return 0;
+}
+
+static int read_regions(struct arrival *a, json_t *hello, struct error *err)
+{
+	a->nregions = (a->vm->def.memory_bytes + MEM_REGION_BYTES - 1) / MEM_REGION_BYTES;
+	a->regions = bitmap_alloc(a->nregions);
+	if (!a->regions)
+		return error_errno(err, ENOMEM, "hello");
+	json_t *runs = json_object_get(hello, "regions");
+	for (size_t i = 0; i < json_array_size(runs); i++) {
+		json_t *r = json_array_get(runs, i), *s = json_array_get(r, 0), *n = json_array_get(r, 1);
+		if (!json_is_integer(s) || !json_is_integer(n) || json_integer_value(s) < 0 ||
+		    json_integer_value(n) < 0 || (uint64_t)json_integer_value(s) > a->nregions ||
+		    (uint64_t)json_integer_value(n) > a->nregions - (uint64_t)json_integer_value(s))
+			return error_set(err, EPROTO, "hello: a memory region outside guest memory");
+		bitmap_set_range(a->regions, (size_t)json_integer_value(s), (size_t)json_integer_value(n));
+	}
+	return 0;
+}
+
+int arrival_read_hello(struct arrival *a, json_t *hello, struct error *err)
+{
+	struct vm *vm = a->vm;
+	int rc = check_versions(hello, err);
+	if (rc)
+		return rc;
+	const char *uuid = need_string(hello, "uuid", err), *name = need_string(hello, "name", err);
+	const char *text = need_string(hello, "definition", err);
+	if (!uuid || !name || !text)
+		return -EPROTO;
+	char origin[128];
+	snprintf(origin, sizeof origin, "definition from %s", a->peer);
+	rc = vmdef_parse(text, strlen(text), origin, &vm->def, err);
+	if (!rc)
+		rc = vmdef_check_foreign(&vm->def, vm->cfg->bridges, err);
+	if (rc)
+		return rc;
+	if (strcmp(vm->def.uuid, uuid) || strcmp(vm->def.name, name) || !vm_uuid_valid(uuid) ||
+	    !vm_name_valid(name))
+		return error_set(err, EPROTO, "hello: name and uuid do not match the definition");
+	if (vm->def.memory_bytes > MEMORY_MAX_BYTES || vm->def.memory_bytes % MEM_REGION_BYTES)
+		return error_set(err, EPROTO, "hello: memory of %" PRIu64 " bytes", vm->def.memory_bytes);
+	uint64_t streams;
+	rc = need_u64(hello, "streams", MEM_STREAMS_MAX, &streams, err);
+	if (!rc && !streams)
+		rc = error_set(err, EPROTO, "hello: no memory stream");
+	a->nstreams = (unsigned)streams;
+	a->suspend = json_is_true(json_object_get(hello, "suspend"));
+	a->no_tls = json_is_true(json_object_get(hello, "no_tls"));
+	if (!rc && a->no_tls && !vm->cfg->allow_no_tls)
+		rc = error_set(err, EPERM,
+			       "unencrypted data channels are not allowed by [limits] allow-no-tls here");
+	a->cpu = json_object_get(hello, "cpu");
+	if (!rc && !json_is_object(a->cpu))
+		rc = error_set(err, EPROTO, "hello: \"cpu\" is missing");
+	json_incref(a->cpu);
+	if (!rc)
+		rc = read_files(a, hello, err);
+	if (!rc)
+		rc = read_disks(a, hello, err);
+	if (!rc)
+		rc = read_regions(a, hello, err);
+	return rc;
+}
+
+static uint64_t memory_available(void)
+{
+	CLEANUP_FILE FILE *f = fopen("/proc/meminfo", "re");
+	char line[128];
+	unsigned long long kib;
+	while (f && fgets(line, sizeof line, f))
+		if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
+			return (uint64_t)kib << 10;
+	return UINT64_MAX;
+}
+
+static int check_resources(struct arrival *a, struct error *err)
+{
+	struct vm *vm = a->vm;
+	uint64_t memory = memory_available(), need = vm->def.memory_bytes + MEMORY_RESERVE_BYTES;
+	if (memory < need)
+		return error_set(err, ENOMEM,
+				 "not enough memory: %s needs %" PRIu64 " MiB, %" PRIu64 " MiB are available",
+				 vm->def.name, need >> 20, memory >> 20);
+	struct statvfs fs;
+	if (statvfs(vm->cfg->state_dir, &fs))
+		return error_errno(err, errno, "%s", vm->cfg->state_dir);
+	uint64_t have = (uint64_t)fs.f_bavail * fs.f_frsize, space = SPACE_RESERVE_BYTES;
+	for (unsigned i = 0; i < vm->def.ndisks; i++)
+		space += a->shape[i].allocated_bytes <
+					 a->shape[i].virtual_bytes + (a->shape[i].virtual_bytes >> 3)
+				 ? a->shape[i].allocated_bytes
+				 : a->shape[i].virtual_bytes;
+	for (unsigned i = 0; i < a->nfiles; i++)
+		space += a->files[i].size;
+	if (have < space)
+		return error_set(err, ENOSPC,
+				 "not enough disk space in %s: %s needs %" PRIu64 " MiB, %" PRIu64
+				 " MiB are free",
+				 vm->cfg->state_dir, vm->def.name, space >> 20, have >> 20);
+	for (unsigned i = 0; i < vm->def.nnets; i++) {
+		int rc = tap_bridge_check(vm->def.nets[i].bridge, err);
+		if (rc)
+			return error_prefix(err, "net %s", vm->def.nets[i].id);
+	}
+	return machine_cpu_check(a->cpu, err);
+}
+
+/* Takes this VM's record, settled so far that an arrival may begin; vm->record stays NULL when there is none
+ * yet. */
+static int take_record(struct arrival *a, json_t *hello, struct error *err)
+{
+	struct vm *vm = a->vm;
+	json_t *report = json_object_get(hello, "report");
+	uint64_t deadline = clock_now_ms() + SETTLE_WAIT_MS;
+	for (;;) {
+		struct record *r = NULL;
+		int rc = record_open(vm->cfg->state_dir, vm->def.uuid, &r, err);
+		if (rc == -ENOENT)
+			return 0;
+		struct vm_record rec;
+		if (!rc)
+			rc = record_lock(r, 0, err);
+		if (!rc)
+			rc = record_load(r, &rec, err);
+		if (!rc)
+			rc = handover_may_arrive(&rec, a->epoch, err);
+		if (!rc) {
+			vm->record = r;
+			return 0;
+		}
+		record_close(r);
+		if (rc == -ENOENT)
+			return 0;
+		if ((rc != -EAGAIN && rc != -EBUSY) || clock_now_ms() > deadline)
+			return rc;
+		if (rc == -EAGAIN && report) {
+			json_t *answer = NULL;
+			struct error e = ERROR_INIT;
+			if (ask_answer_local(vm->cfg, a->peer, report, &answer, &e))
+				log_debug("settling before the arrival: %s", e.message);
+			json_decref(answer);
+		}
+		clock_sleep_ms(100);
+	}
+}
+
+static int ask_admission(struct arrival *a, struct error *err)
+{
+	struct vm *vm = a->vm;
+	json_t *q = json_pack("{s:s, s:s, s:s, s:I, s:s, s:I}", "cmd", "incoming", "uuid", vm->def.uuid,
+			      "name", vm->def.name, "epoch", (json_int_t)a->epoch, "peer", a->peer,
+			      "memory_bytes", (json_int_t)vm->def.memory_bytes);
+	json_t *reply = NULL;
+	int rc = jsonl_call(a->daemon, q, &reply, NULL, vm->cfg->silence_ms, err);
+	json_decref(q);
+	json_decref(reply);
+	if (!rc)
+		a->admitted = true;
+	return rc;
+}
+
+static int make_folder(struct arrival *a, struct error *err)
+{
+	struct vm *vm = a->vm;
+	char rel[REGISTRY_FOLDER_BYTES], path[REGISTRY_PATH_BYTES];
+	registry_incoming_rel(vm->def.uuid, a->epoch, rel);
+	int rc = registry_path(vm->cfg, rel, path, err);
+	if (rc)
+		return rc;
+	if (mkdir(path, 0700))
+		return error_errno(err, errno, "%s", path);
+	snprintf(a->rel, sizeof a->rel, "%s", rel);
+	snprintf(vm->dir, sizeof vm->dir, "%s", path);
+	vm->dirfd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (vm->dirfd < 0)
+		return error_errno(err, errno, "%s", path);
+	vm_set_state(vm, VM_INCOMING, NULL);
+	return control_start(vm, err);
+}
+
+int arrival_build(struct arrival *a, json_t *hello, struct error *err)
+{
+	struct vm *vm = a->vm;
+	int rc = check_resources(a, err);
+	if (!rc)
+		rc = ask_admission(a, err);
+	if (!rc)
+		rc = take_record(a, hello, err);
+	if (!rc)
+		rc = make_folder(a, err);
+	for (unsigned i = 0; !rc && i < a->nfiles; i++) {
+		struct arrival_file *f = &a->files[i];
+		f->fd = openat(vm->dirfd, f->name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW,
+			       0600);
+		rc = f->fd < 0 ? error_errno(err, errno, "%s/%s", vm->dir, f->name)
+			       : registry_files_add(vm->dirfd, f->name, err);
+	}
+	for (unsigned i = 0; !rc && i < vm->def.ndisks; i++) {
+		rc = block_image_create(vm->dirfd, vm->def.disks[i].path, &a->shape[i], err);
+		if (!rc)
+			rc = registry_files_add(vm->dirfd, vm->def.disks[i].path, err);
+		if (rc)
+			error_prefix(err, "disk %s", vm->def.disks[i].id);
+	}
+	/* A read-only disk of the guest is still written by the copy. */
+	bool read_only[VM_DISKS_MAX];
+	for (unsigned i = 0; i < vm->def.ndisks; i++) {
+		read_only[i] = vm->def.disks[i].read_only;
+		vm->def.disks[i].read_only = false;
+	}
+	if (!rc)
+		rc = vm_open_disks(vm, err);
+	for (unsigned i = 0; i < vm->def.ndisks; i++) {
+		vm->def.disks[i].read_only = read_only[i];
+		if (!rc && vm->disks[i].local->size_bytes != a->shape[i].virtual_bytes)
+			rc = error_set(err, EIO, "disk %s: %" PRIu64 " bytes were made for %" PRIu64,
+				       vm->def.disks[i].id, vm->disks[i].local->size_bytes,
+				       a->shape[i].virtual_bytes);
+	}
+	if (!rc)
+		rc = registry_store_definition(vm->dirfd, &vm->def, err);
+	if (!rc)
+		rc = vm_create_machine(vm, a->cpu, err);
+	if (!rc)
+		rc = vm_load_kernel(vm, false, err);
+	return rc;
+}

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef VMM_MOVE_SOURCE_H
+#define VMM_MOVE_SOURCE_H
+
+/* Private to vmm/move_source*.c: the state of a move at its source. */
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "host/handover.h"
+#include "memxfer/memxfer.h"
+#include "net/conn.h"
+#include "net/preamble.h"
+#include "vmm/move.h"
+#include "vmm/move_link.h"
+#include "vmm/vm.h"
+
+enum move_phase {
+	MOVE_CONNECT,	/* hello: nothing is touched before HELLO_OK */
+	MOVE_STORAGE,	/* bulk copy and mirroring */
+	MOVE_MEMORY,	/* pre-copy rounds */
+	MOVE_HANDOVER,	/* guest paused, up to READY */
+	MOVE_COMMITTED, /* COMMIT may have left: only the destination's word settles */
+	MOVE_CLEANUP,
+	MOVE_ENDED,
+};
+
+struct move {
+	struct move *former;
+	struct vm *vm;
+	struct move_options opt;
+	struct move_events *events;
+	pthread_t thread, ticker;
+	bool thread_started, ticker_started;
+
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	enum move_phase phase;
+	bool interrupted; /* why is the first reason */
+	bool cancelled;	  /* by a person */
+	struct error why;
+	bool deciding;	     /* guest paused for the handover, outcome open */
+	bool commit;	     /* a first byte of COMMIT may have left */
+	bool settle_started; /* a resolve command may act */
+	bool guest_gone;
+	char resolve[16]; /* asked for by a person */
+	struct error resolve_result;
+	bool resolve_done;
+	struct mem_sender *sender; /* under lock while it may be cancelled from outside */
+	bool mirrors_on;	   /* mirrors may be cancelled */
+
+	struct tls_context *tls;
+	struct move_link *link;
+	unsigned link_users; /* other threads inside the link */
+	struct conn *memory[MEM_STREAMS_MAX];
+	unsigned nmemory;
+	char disk_token[VM_DISKS_MAX][64];
+	char memory_token[MEM_STREAMS_MAX][64];
+	unsigned ntokens;
+
+	/* figures */
+	uint64_t t_start_ms, t_storage_ms, t_memory_ms, t_end_ms; /* when each phase began */
+	uint64_t pause_us, running_us;				  /* clock_now_us at pause and at RUNNING */
+	uint64_t disk_bytes, wire_bytes;
+	uint64_t storage_wire;
+	struct mem_stats mem;
+	double percent;	 /* what was shown last; never falls */
+	bool negotiated; /* HELLO_OK was received */
+	bool paused_by_us, was_paused;
+	unsigned attempts;
+};
+
+/* Ends what is under way before COMMIT: mirrors, sender, link waits. The first reason stays. Any thread. */
+void source_interrupt(struct move *mv, const struct error *why);
+/* The reason, if there is one: 0 or its code. */
+int source_check(struct move *mv, struct error *err);
+void source_set_phase(struct move *mv, enum move_phase phase, const char *name);
+
+/* move_source_storage.c */
+int source_storage_open(struct move *mv, unsigned disk, bool again, struct error *err);
+int source_storage_sync(struct move *mv, struct error *err); /* until every chunk of every disk is synced */
+bool source_storage_consistent(struct move *mv);
+void source_storage_stop(struct move *mv);
+int source_dial(struct move *mv, enum channel channel, const char *token, struct conn **out,
+		struct error *err);
+
+/* move_source_report.c */
+int source_ticker_start(struct move *mv);
+void source_ticker_stop(struct move *mv);
+void source_emit_end(struct move *mv, const char *result, int exit_status, const char *reason, bool final);
+
+/* move_source_settle.c: after COMMIT without an answer. Returns when the record is settled or a person
+ * decided. */
+enum handover_action source_settle(struct move *mv, struct error *err);
+
+#endif

@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "nbd/nbd.h"
+#include "net/preamble.h"
+#include "vmm/move_source.h"
+
+/* A disk whose mirror broke this often without progress in between ends the move. */
+#define STORAGE_RETRIES 8
+
+int source_dial(struct move *mv, enum channel channel, const char *token, struct conn **out,
+		struct error *err)
+{
+	unsigned timeout_ms = mv->vm->cfg->silence_ms;
+	int fd = net_connect(mv->opt.address, timeout_ms, err);
+	if (fd < 0)
+		return fd;
+	struct preamble pre = {.channel = channel};
+	snprintf(pre.token, sizeof pre.token, "%s", token);
+	int rc = preamble_write(fd, &pre, timeout_ms, err);
+	if (rc) {
+		close(fd);
+		return error_prefix(err, "%s", mv->opt.address);
+	}
+	if (mv->opt.no_tls && channel != CHANNEL_CONTROL)
+		rc = conn_from_fd(fd, out, err);
+	else
+		rc = conn_tls_connect(fd, mv->tls, mv->opt.peer, timeout_ms, out, err);
+	return rc ? error_prefix(err, "%s channel to %s (%s)", channel_name(channel), mv->opt.peer,
+				 mv->opt.address)
+		  : 0;
+}
+
+static void mirror_failed(void *opaque, const struct error *why)
+{
+	/* The storage loop sees it in the statistics and dials again; the guest runs on. */
+	(void)opaque;
+	log_warn("mirror: %s", why->message);
+}
+
+int source_storage_open(struct move *mv, unsigned i, bool again, struct error *err)
+{
+	struct vm_disk *d = &mv->vm->disks[i];
+	const char *id = mv->vm->def.disks[i].id;
+	struct conn *conn = NULL;
+	int rc = source_dial(mv, CHANNEL_DISK, mv->disk_token[i], &conn, err);
+	if (rc)
+		return error_prefix(err, "disk %s", id);
+	int fd = -1;
+	rc = conn_pump_start(conn, &fd, err);
+	if (rc)
+		return error_prefix(err, "disk %s", id);
+	struct nbd_client_options copt = {
+		.export_name = id, .label = id, .timeout_ms = mv->vm->cfg->silence_ms};
+	struct block *remote = NULL;
+	rc = nbd_client_open(&fd, 1, &copt, &remote, err);
+	if (rc)
+		return error_prefix(err, "disk %s at %s", id, mv->opt.peer);
+	if (remote->size_bytes != d->local->size_bytes) {
+		rc = error_set(err, EPROTO, "disk %s: %llu bytes here, %llu at %s", id,
+			       (unsigned long long)d->local->size_bytes,
+			       (unsigned long long)remote->size_bytes, mv->opt.peer);
+		block_close(remote);
+		return rc;
+	}
+	const char *grace = getenv("SNM_MIRROR_GRACE_MS");
+	struct mirror_options mopt = {
+		.remote = remote,
+		.remote_is_zero = true,
+		.keep_map = again,
+		.write_grace_ms = grace ? (unsigned)strtoul(grace, NULL, 10) : mv->vm->cfg->mirror_grace_ms,
+		.failed = mirror_failed,
+		.opaque = mv,
+	};
+	rc = mirror_start(d->mirror, &mopt, err);
+	if (rc) {
+		block_close(remote);
+		return error_prefix(err, "disk %s", id);
+	}
+	return 0;
+}
+
+/* One disk until all its chunks are synced, dialling again when its session broke. */
+static int sync_disk(struct move *mv, unsigned i, struct error *err)
+{
+	struct vm_disk *d = &mv->vm->disks[i];
+	unsigned tries = 0;
+	uint64_t best = 0;
+	for (;;) {
+		struct error e = ERROR_INIT;
+		int rc = source_check(mv, err);
+		if (rc)
+			return rc;
+		rc = mirror_wait_synced(d->mirror, 200, &e);
+		if (!rc)
+			return 0;
+		if (rc == -ETIMEDOUT)
+			continue;
+		if (source_check(mv, err))
+			return source_check(mv, err);
+		struct mirror_stats st;
+		mirror_stats(d->mirror, &st);
+		if (st.synced_bytes > best)
+			tries = 0;
+		best = st.synced_bytes > best ? st.synced_bytes : best;
+		if (e.code == -ENOSPC || ++tries > STORAGE_RETRIES) {
+			error_copy(err, &e);
+			return error_prefix(err, "disk %s", mv->vm->def.disks[i].id);
+		}
+		log_warn("disk %s: session broke (%s), dialling again (%u)", mv->vm->def.disks[i].id,
+			 e.message, tries);
+		mirror_stop(d->mirror);
+		clock_sleep_ms(50 * tries);
+		rc = source_storage_open(mv, i, true, &e);
+		if (rc && tries == STORAGE_RETRIES) {
+			error_copy(err, &e);
+			return rc;
+		}
+	}
+}
+
+int source_storage_sync(struct move *mv, struct error *err)
+{
+	for (unsigned i = 0; i < mv->vm->def.ndisks; i++) {
+		int rc = sync_disk(mv, i, err);
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+bool source_storage_consistent(struct move *mv)
+{
+	for (unsigned i = 0; i < mv->vm->def.ndisks; i++)
+		if (!mirror_is_consistent(mv->vm->disks[i].mirror))
+			return false;
+	return true;
+}
+
+void source_storage_stop(struct move *mv)
+{
+	pthread_mutex_lock(&mv->lock);
+	mv->mirrors_on = false;
+	pthread_mutex_unlock(&mv->lock);
+	for (unsigned i = 0; i < mv->vm->def.ndisks; i++) {
+		struct mirror_stats st;
+		mirror_stats(mv->vm->disks[i].mirror, &st);
+		mirror_stop(mv->vm->disks[i].mirror);
+	}
+}

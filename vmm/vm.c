@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vmm/vm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "vmm/move.h"
+#include "vmm/tap.h"
+
+int vm_init(struct vm *vm, const struct host_config *cfg)
+{
+	memset(vm, 0, sizeof *vm);
+	vm->cfg = cfg;
+	vm->dirfd = -1;
+	vm->state = VM_STOPPED;
+	pthread_mutex_init(&vm->lock, NULL);
+	pthread_condattr_t attr;
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&vm->changed, &attr);
+	pthread_condattr_destroy(&attr);
+	return 0;
+}
+
+void vm_release(struct vm *vm)
+{
+	if (vm->machine)
+		machine_destroy(vm->machine);
+	vm->machine = NULL;
+	for (unsigned i = 0; i < vm->def.ndisks; i++) {
+		struct vm_disk *d = &vm->disks[i];
+		if (d->mirror) {
+			mirror_stop(d->mirror);
+			mirror_free(d->mirror);
+		}
+		block_close(d->local);
+		memset(d, 0, sizeof *d);
+	}
+	if (vm->dirfd >= 0)
+		close(vm->dirfd);
+	vm->dirfd = -1;
+	record_close(vm->record);
+	vm->record = NULL;
+}
+
+int vm_resolve_path(const struct vm *vm, const char *path, char *out, size_t size, struct error *err)
+{
+	int n = path[0] == '/' ? snprintf(out, size, "%s", path)
+			       : snprintf(out, size, "%s/%s", vm->dir, path);
+	if (n < 0 || (size_t)n >= size)
+		return error_set(err, ENAMETOOLONG, "%s: path too long", path);
+	return 0;
+}
+
+int vm_open_disks(struct vm *vm, struct error *err)
+{
+	for (unsigned i = 0; i < vm->def.ndisks; i++) {
+		const struct vm_disk_def *def = &vm->def.disks[i];
+		struct vm_disk *d = &vm->disks[i];
+		char path[8400], label[48];
+		int rc = vm_resolve_path(vm, def->path, path, sizeof path, err);
+		snprintf(label, sizeof label, "disk %s", def->id);
+		struct block_open_options opt = {
+			.read_only = def->read_only, .direct = true, .label = label, .run_dir = vm->dir};
+		if (!rc)
+			rc = block_format_parse(def->format, &opt.format);
+		if (!rc)
+			rc = block_image_info(path, opt.format, false, &d->info, err);
+		if (!rc)
+			rc = block_open(path, &opt, &d->local, err);
+		if (!rc)
+			rc = mirror_create(d->local, &d->mirror, &d->top, err);
+		if (rc)
+			return error_prefix(err, "disk %s", def->id);
+	}
+	return 0;
+}
+
+static void machine_event_cb(void *opaque, enum machine_event event, const char *detail)
+{
+	struct vm *vm = opaque;
+	if (event == MACHINE_EVENT_RESET) {
+		log_info("guest reset");
+		return;
+	}
+	log_info("guest %s%s%s", event == MACHINE_EVENT_SHUTDOWN ? "powered off" : "crashed",
+		 detail ? ": " : "", detail ? detail : "");
+	SCOPE_LOCK(&vm->lock);
+	if (event == MACHINE_EVENT_SHUTDOWN)
+		vm->guest_stopped = true;
+	else
+		vm->guest_crashed = true;
+	if (detail)
+		snprintf(vm->state_reason, sizeof vm->state_reason, "%s", detail);
+	pthread_cond_broadcast(&vm->changed);
+}
+
+int vm_create_machine(struct vm *vm, json_t *cpu, struct error *err)
+{
+	char serial[8400];
+	struct machine_config mc = {
+		.memory_bytes = vm->def.memory_bytes,
+		.cpus = vm->def.cpus,
+		.ndisks = vm->def.ndisks,
+		.serial = vm->def.serial[0] ? vm->def.serial : "socket",
+		.run_dir = vm->dir,
+		.cpu = cpu,
+		.event = machine_event_cb,
+		.opaque = vm,
+	};
+	if (!strncmp(mc.serial, "file:", 5) && mc.serial[5] != '/') {
+		snprintf(serial, sizeof serial, "file:%s/%s", vm->dir, mc.serial + 5);
+		mc.serial = serial;
+	}
+	for (unsigned i = 0; i < vm->def.ndisks; i++) {
+		snprintf(mc.disks[i].id, sizeof mc.disks[i].id, "%s", vm->def.disks[i].id);
+		mc.disks[i].block = vm->disks[i].top;
+		mc.disks[i].read_only = vm->def.disks[i].read_only;
+	}
+	int rc = 0;
+	for (unsigned i = 0; i < vm->def.nnets; i++) {
+		const struct vm_net_def *net = &vm->def.nets[i];
+		char ifname[16];
+		int fd = tap_open(net->bridge, ifname, err);
+		if (fd < 0) {
+			rc = error_prefix(err, "net %s", net->id);
+			break;
+		}
+		snprintf(mc.nets[i].id, sizeof mc.nets[i].id, "%s", net->id);
+		memcpy(mc.nets[i].mac, net->mac, sizeof net->mac);
+		mc.nets[i].tap_fd = fd;
+		mc.nnets++;
+	}
+	if (!rc)
+		rc = machine_create(&mc, &vm->machine, err);
+	if (rc)
+		for (unsigned i = 0; i < mc.nnets; i++)
+			close(mc.nets[i].tap_fd);
+	return rc;
+}
+
+int vm_load_kernel(struct vm *vm, bool boot, struct error *err)
+{
+	/* Through the folder's descriptor, so that a reset finds the files after an arrival's folder was
+	 * renamed. */
+	char kernel[4200], initrd[4200];
+	const char *in = vm->def.initrd[0] ? initrd : NULL;
+	if (vm->def.kernel[0] == '/')
+		snprintf(kernel, sizeof kernel, "%s", vm->def.kernel);
+	else
+		snprintf(kernel, sizeof kernel, "/proc/self/fd/%d/%s", vm->dirfd, vm->def.kernel);
+	if (vm->def.initrd[0] == '/')
+		snprintf(initrd, sizeof initrd, "%s", vm->def.initrd);
+	else
+		snprintf(initrd, sizeof initrd, "/proc/self/fd/%d/%s", vm->dirfd, vm->def.initrd);
+	if (boot)
+		return machine_load_kernel(vm->machine, kernel, in, vm->def.cmdline, err);
+	return machine_set_kernel(vm->machine, kernel, in, vm->def.cmdline, err);
+}
+
+int vm_mark_powered_on(struct vm *vm, bool on, struct error *err)
+{
+	struct vm_record rec;
+	int rc = record_load(vm->record, &rec, err);
+	if (rc)
+		return rc;
+	uint32_t flags = on ? rec.flags | RECORD_POWERED_ON : rec.flags & ~RECORD_POWERED_ON;
+	if (flags == rec.flags)
+		return 0;
+	rec.flags = flags;
+	return record_store(vm->record, &rec, err);
+}
+
+int vm_record(struct vm *vm, struct vm_record *out, struct error *err)
+{
+	return record_load(vm->record, out, err);
+}
+
+int vm_record_transition(struct vm *vm, const struct vm_transition *t, struct error *err)
+{
+	struct vm_record rec;
+	int rc = record_load(vm->record, &rec, err);
+	if (rc)
+		return rc;
+	rec.state = t->to;
+	rec.epoch = t->to_epoch;
+	rec.flags = (rec.flags | t->flags_set) & ~t->flags_clear;
+	if (t->peer)
+		snprintf(rec.peer, sizeof rec.peer, "%s", t->peer);
+	if (t->peer_address)
+		snprintf(rec.peer_address, sizeof rec.peer_address, "%s", t->peer_address);
+	if (t->folder)
+		snprintf(rec.folder, sizeof rec.folder, "%s", t->folder);
+	snprintf(rec.reason, sizeof rec.reason, "%s", t->reason ? t->reason : "");
+	return record_compare_and_set(vm->record, t->from, t->from_epoch, &rec, NULL, err);
+}
+
+void vm_set_state(struct vm *vm, enum vm_state state, const char *reason)
+{
+	SCOPE_LOCK(&vm->lock);
+	if (vm->state != state)
+		log_info("state %s -> %s%s%s", vm_state_name(vm->state), vm_state_name(state),
+			 reason ? ": " : "", reason ? reason : "");
+	vm->state = state;
+	snprintf(vm->state_reason, sizeof vm->state_reason, "%s", reason ? reason : "");
+	pthread_cond_broadcast(&vm->changed);
+}
+
+enum vm_state vm_get_state(struct vm *vm)
+{
+	SCOPE_LOCK(&vm->lock);
+	return vm->state;
+}
+
+void vm_request_quit(struct vm *vm, int exit_status)
+{
+	SCOPE_LOCK(&vm->lock);
+	vm->quit = true;
+	vm->exit_status = exit_status;
+	pthread_cond_broadcast(&vm->changed);
+}
+
+int vm_user_pause(struct vm *vm, struct error *err)
+{
+	enum vm_state state = vm_get_state(vm);
+	if (state == VM_PAUSED)
+		return 0;
+	if (state != VM_RUNNING)
+		return error_set(err, EBUSY, "VM %s is %s", vm->def.name, vm_state_name(state));
+	if (move_is_deciding(vm))
+		return error_set(err, EBUSY, "VM %s is being handed over", vm->def.name);
+	int rc = machine_pause(vm->machine, err);
+	if (!rc)
+		vm_set_state(vm, VM_PAUSED, NULL);
+	return rc;
+}
+
+int vm_user_resume(struct vm *vm, struct error *err)
+{
+	enum vm_state state = vm_get_state(vm);
+	if (state == VM_RUNNING)
+		return 0;
+	if (state == VM_IN_DOUBT)
+		return error_set(err, EBUSY, "VM %s is in doubt (%s): only snmigrate resolve may start it",
+				 vm->def.name, vm->state_reason);
+	if (state != VM_PAUSED)
+		return error_set(err, EBUSY, "VM %s is %s", vm->def.name, vm_state_name(state));
+	if (move_is_deciding(vm))
+		return error_set(err, EBUSY, "VM %s is being handed over", vm->def.name);
+	int rc = machine_start(vm->machine, err);
+	if (!rc)
+		vm_set_state(vm, VM_RUNNING, NULL);
+	return rc;
+}
+
+json_t *vm_info(struct vm *vm)
+{
+	json_t *disks = json_array();
+	for (unsigned i = 0; i < vm->def.ndisks; i++)
+		json_array_append_new(
+			disks,
+			json_pack("{s:s, s:s, s:s, s:I}", "id", vm->def.disks[i].id, "path",
+				  vm->def.disks[i].path, "format", vm->def.disks[i].format, "virtual_bytes",
+				  (json_int_t)(vm->disks[i].local ? vm->disks[i].local->size_bytes : 0)));
+	json_t *migrating = move_describe(vm);
+	SCOPE_LOCK(&vm->lock);
+	return json_pack("{s:b, s:s, s:s, s:s, s:s, s:o, s:I, s:i, s:o, s:i}", "ok", 1, "uuid", vm->def.uuid,
+			 "name", vm->def.name, "state", vm_state_name(vm->state), "state_reason",
+			 vm->state_reason, "migrating", migrating, "memory_bytes",
+			 (json_int_t)vm->def.memory_bytes, "cpus", (int)vm->def.cpus, "disks", disks, "pid",
+			 (int)getpid());
+}
