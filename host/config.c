@@ -128,6 +128,8 @@ static int on_limits(struct loader *l, const struct ini_entry *e, struct error *
 		return ini_get_uint(e, 200, 3600000, &c->silence_ms, err);
 	if (!strcmp(e->key, "max-incoming"))
 		return ini_get_uint(e, 0, 1024, &c->max_incoming, err);
+	if (!strcmp(e->key, "mirror-grace-ms"))
+		return ini_get_uint(e, 1, 60000, &c->mirror_grace_ms, err);
 	if (!strcmp(e->key, "drain-timeout-ms"))
 		return ini_get_uint(e, 100, 600000, &c->drain_timeout_ms, err);
 	if (!strcmp(e->key, "allow-no-tls"))
@@ -258,6 +260,7 @@ int host_config_load(const char *path, struct host_config **out, struct error *e
 	c->silence_ms = 10000;
 	c->max_incoming = 8;
 	c->drain_timeout_ms = 5000;
+	c->mirror_grace_ms = 50;
 	CLEANUP_FREE char *whole = realpath(path, NULL);
 	int rc = whole ? 0 : error_errno(err, errno, "%s", path);
 	if (!rc) {

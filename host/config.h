@@ -22,7 +22,8 @@ struct host_peer {
  *   [host]   name, listen (ADDRESS:PORT, port default 16516), state-dir, control (default
  * state-dir/control.sock) [tls]    ca, cert, key (paths) [peer NAME]  address [network] bridges = br0, br1
  * (bridges that an arriving VM may use; absent: any bridge that exists) [limits] silence-ms (default 10000),
- * max-incoming (8), allow-no-tls = no, drain-timeout-ms (5000) [programs] snvmm (default: beside the daemon's
+ * max-incoming (8), allow-no-tls = no, drain-timeout-ms (5000), mirror-grace-ms (50: how long a guest's write waits for the
+ * destination before it is acknowledged from the local disk alone) [programs] snvmm (default: beside the daemon's
  * own executable), cgroup (default: a "snmigrate-NAME" group under the daemon's own) Unknown sections and
  * keys are errors that name file and line.
  */
@@ -39,6 +40,7 @@ struct host_config {
 	unsigned silence_ms;
 	unsigned max_incoming;
 	unsigned drain_timeout_ms;
+	unsigned mirror_grace_ms;
 	bool allow_no_tls;
 	char snvmm[4096];
 	char cgroup[4096];
