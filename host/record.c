@@ -164,10 +164,14 @@ static int go_buffered(struct record *r)
 
 static int open_file(struct record *r, const char *name, int flags)
 {
-	r->fd = openat(r->dirfd, name, O_RDWR | O_DSYNC | O_DIRECT | O_CLOEXEC | O_NOFOLLOW | flags, 0600);
-	r->direct = r->fd >= 0;
-	if (r->fd < 0 && errno == EINVAL)
-		r->fd = openat(r->dirfd, name, O_RDWR | O_DSYNC | O_CLOEXEC | O_NOFOLLOW | flags, 0600);
+	int base = O_RDWR | O_DSYNC | O_CLOEXEC | O_NOFOLLOW | flags;
+
+	r->direct = !fault_point("record-direct");
+	r->fd = openat(r->dirfd, name, base | (r->direct ? O_DIRECT : 0), 0600);
+	if (r->fd < 0 && errno == EINVAL && r->direct) {
+		r->direct = false;
+		r->fd = openat(r->dirfd, name, base, 0600);
+	}
 	return r->fd < 0 ? -errno : 0;
 }
 
