@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -97,8 +96,6 @@ int spawn_init(const struct host_config *cfg, struct error *err)
 		log_info("every VM gets a cgroup below %s", spawn.base);
 		return 0;
 	}
-	/* Orphans of a killed snvmm come to us then, instead of to process 1. */
-	prctl(PR_SET_CHILD_SUBREAPER, 1);
 	log_warn("no writable cgroup2 with cgroup.kill: the processes of a VM are told by %s in their "
 		 "environment",
 		 MARK_VARIABLE);

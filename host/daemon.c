@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "host/daemon.h"
+
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "host/fsutil.h"
+#include "host/spawn.h"
+#include "net/conn.h"
+#include "net/preamble.h"
+
+#define LISTEN_BACKLOG	   64
+#define GARBAGE_REMEMBERED 64
+#define GARBAGE_LOG_MS	   60000
+
+/* ---- the one port
+ * ------------------------------------------------------------------------------------------ */
+
+struct arrival {
+	struct daemon *daemon;
+	int fd;
+	char from[INET6_ADDRSTRLEN + 8];
+};
+
+/* Once a minute and address: whoever scans the port must not fill the log. */
+static bool may_log_garbage(struct daemon *d, const char *from)
+{
+	static struct {
+		char from[INET6_ADDRSTRLEN + 8];
+		uint64_t at_ms;
+	} seen[GARBAGE_REMEMBERED];
+	uint64_t now = clock_now_ms();
+	unsigned oldest = 0;
+	SCOPE_LOCK(&d->lock);
+	for (unsigned i = 0; i < GARBAGE_REMEMBERED; i++) {
+		if (seen[i].at_ms && !strcmp(seen[i].from, from)) {
+			if (now - seen[i].at_ms < GARBAGE_LOG_MS)
+				return false;
+			seen[i].at_ms = now;
+			return true;
+		}
+		if (seen[i].at_ms < seen[oldest].at_ms)
+			oldest = i;
+	}
+	snprintf(seen[oldest].from, sizeof seen[oldest].from, "%s", from);
+	seen[oldest].at_ms = now;
+	return true;
+}
+
+static void *read_preamble(void *arg)
+{
+	struct arrival *a = arg;
+	struct daemon *d = a->daemon;
+	struct preamble pre;
+	struct error err = ERROR_INIT;
+	int rc = preamble_read(a->fd, PREAMBLE_TIMEOUT_MS, &pre, &err);
+	pthread_mutex_lock(&d->lock);
+	d->preambles--;
+	pthread_mutex_unlock(&d->lock);
+	if (rc < 0) {
+		if (may_log_garbage(d, a->from))
+			log_warn("connection from %s closed: %s", a->from, err.message);
+		close(a->fd);
+	} else if (pre.channel == CHANNEL_CONTROL) {
+		worker_start(d, a->fd);
+	} else {
+		worker_route(d, channel_name(pre.channel), pre.token, a->fd);
+	}
+	free(a);
+	return NULL;
+}
+
+static void accept_tcp(struct daemon *d, int listener)
+{
+	struct sockaddr_storage addr;
+	socklen_t len = sizeof addr;
+	int fd = accept4(listener, (struct sockaddr *)&addr, &len, SOCK_CLOEXEC);
+	if (fd < 0) {
+		/* out of descriptors: let some go first */
+		if (errno == EMFILE || errno == ENFILE || errno == ENOMEM)
+			clock_sleep_ms(50);
+		return;
+	}
+	struct arrival *a = calloc(1, sizeof *a);
+	pthread_t thread;
+	bool room = false;
+	if (a) {
+		a->daemon = d;
+		a->fd = fd;
+		if (getnameinfo((struct sockaddr *)&addr, len, a->from, sizeof a->from, NULL, 0,
+				NI_NUMERICHOST))
+			strcpy(a->from, "?");
+		pthread_mutex_lock(&d->lock);
+		room = d->preambles < DAEMON_PREAMBLES_MAX;
+		if (room)
+			d->preambles++;
+		pthread_mutex_unlock(&d->lock);
+	}
+	if (room && pthread_create(&thread, NULL, read_preamble, a) == 0) {
+		pthread_detach(thread);
+		return;
+	}
+	if (room) {
+		SCOPE_LOCK(&d->lock);
+		d->preambles--;
+	} else if (a && may_log_garbage(d, a->from)) {
+		log_warn("connection from %s closed: %d others have not said yet what they want", a->from,
+			 DAEMON_PREAMBLES_MAX);
+	}
+	free(a);
+	close(fd);
+}
+
+/* ---- the control socket
+ * ------------------------------------------------------------------------------------ */
+
+struct client {
+	struct daemon *daemon;
+	struct jsonl *j;
+};
+
+static void *serve_client(void *arg)
+{
+	struct client *c = arg;
+	commands_serve(c->daemon, c->j);
+	SCOPE_LOCK(&c->daemon->lock);
+	c->daemon->clients--;
+	free(c);
+	return NULL;
+}
+
+static void accept_client(struct daemon *d, int listener)
+{
+	int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	if (fd < 0) {
+		clock_sleep_ms(10);
+		return;
+	}
+	struct client *c = calloc(1, sizeof *c);
+	struct jsonl *j = jsonl_from_fd(fd);
+	pthread_t thread;
+	if (!c || !j) {
+		free(c);
+		jsonl_close(j);
+		return;
+	}
+	c->daemon = d;
+	c->j = j;
+	pthread_mutex_lock(&d->lock);
+	bool room = d->clients < DAEMON_CLIENTS_MAX;
+	if (room)
+		d->clients++;
+	pthread_mutex_unlock(&d->lock);
+	if (room && pthread_create(&thread, NULL, serve_client, c) == 0) {
+		pthread_detach(thread);
+		return;
+	}
+	struct error err = ERROR_INIT;
+	error_set(&err, EBUSY, "too many clients at once");
+	jsonl_write_error(j, 3, &err);
+	jsonl_close(j);
+	free(c);
+	if (room) {
+		SCOPE_LOCK(&d->lock);
+		d->clients--;
+	}
+}
+
+/* ---- start and end
+ * ----------------------------------------------------------------------------------------- */
+
+static int take_lock(const struct host_config *cfg, struct error *err)
+{
+	char path[REGISTRY_PATH_BYTES];
+	int rc = registry_path(cfg, "lock", path, err);
+	if (rc < 0)
+		return rc;
+	CLEANUP_FD int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (fd < 0)
+		return error_errno(err, errno, "%s", path);
+	if (flock(fd, LOCK_EX | LOCK_NB) < 0)
+		return errno == EWOULDBLOCK
+			       ? error_set(err, EBUSY, "%s: another snmigrated uses this state directory",
+					   cfg->state_dir)
+			       : error_errno(err, errno, "%s", path);
+	return steal_fd(&fd);
+}
+
+/* Arrivals that no record knows: their snvmm died before the record, or after it was forgotten. */
+static void sweep_incoming(struct daemon *d)
+{
+	char path[REGISTRY_PATH_BYTES];
+	if (registry_path(d->cfg, "incoming", path, NULL) < 0)
+		return;
+	DIR *dir = opendir(path);
+	struct dirent *de;
+	while (dir && (de = readdir(dir))) {
+		char uuid[VM_UUID_CHARS + 1], rel[REGISTRY_FOLDER_BYTES + 16];
+		if (de->d_name[0] == '.')
+			continue;
+		snprintf(uuid, sizeof uuid, "%s", de->d_name);
+		snprintf(rel, sizeof rel, "incoming/%.200s", de->d_name);
+		struct record *r = NULL;
+		struct vm_record rec;
+		struct error err = ERROR_INIT;
+		bool known = vm_uuid_valid(uuid) && record_open(d->cfg->state_dir, uuid, &r, NULL) == 0 &&
+			     (record_load(r, &rec, NULL) < 0 || !strcmp(rec.folder, rel));
+		record_close(r);
+		if (known)
+			continue;
+		if (registry_remove_incoming(d->cfg, rel, &err) < 0)
+			log_warn("%s: %s", rel, err.message);
+		else
+			log_info("removed %s, which no record knows", rel);
+	}
+	if (dir)
+		closedir(dir);
+}
+
+static int serve(struct daemon *d, int tcp, int control, int signals)
+{
+	struct pollfd p[] = {{.fd = signals, .events = POLLIN},
+			     {.fd = tcp, .events = POLLIN},
+			     {.fd = control, .events = POLLIN}};
+	for (;;) {
+		if (poll(p, ARRAY_SIZE(p), -1) < 0 && errno != EINTR)
+			return -errno;
+		if (p[0].revents)
+			return 0;
+		if (p[1].revents)
+			accept_tcp(d, tcp);
+		if (p[2].revents)
+			accept_client(d, control);
+	}
+}
+
+int daemon_run(const struct host_config *cfg, struct error *err)
+{
+	/* Threads of the daemon never end before the process does. */
+	struct daemon *d = calloc(1, sizeof *d);
+	if (!d)
+		return error_errno(err, ENOMEM, "snmigrated");
+	d->cfg = cfg;
+	pthread_mutex_init(&d->lock, NULL);
+	pthread_condattr_t attr;
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&d->changed, &attr);
+	pthread_condattr_destroy(&attr);
+
+	sigset_t set;
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	umask(077);
+
+	int rc = fs_make_dirs(cfg->state_dir, err);
+	CLEANUP_FD int lock = rc < 0 ? -1 : take_lock(cfg, err);
+	CLEANUP_FD int signals = signalfd(-1, &set, SFD_CLOEXEC);
+	if (lock < 0 || signals < 0)
+		return lock < 0 ? -EBUSY : error_errno(err, errno, "signalfd");
+	rc = registry_prepare(cfg, err);
+	if (!rc)
+		rc = spawn_init(cfg, err);
+	/* the ports before the work: a refused one must not leave threads that settle */
+	CLEANUP_FD int tcp = rc < 0 ? -1 : net_listen(cfg->listen, LISTEN_BACKLOG, err);
+	CLEANUP_FD int control = tcp < 0 ? -1 : jsonl_listen(cfg->control, err);
+	if (tcp < 0 || control < 0)
+		return rc < 0 ? rc : err && err->code ? err->code : -EIO;
+	rc = keepers_start(d, err);
+	if (rc < 0)
+		return rc;
+	sweep_incoming(d);
+	log_info("host %s serves %s and %s, state in %s", cfg->name, cfg->listen, cfg->control,
+		 cfg->state_dir);
+	rc = serve(d, tcp, control, signals);
+	unlink(cfg->control);
+	log_info("ends; the VMs go on");
+	return rc < 0 ? error_errno(err, rc, "poll") : 0;
+}

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef HOST_DAEMON_H
+#define HOST_DAEMON_H
+
+#include <jansson.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/error.h"
+#include "host/config.h"
+#include "host/handover.h"
+#include "host/jsonl.h"
+#include "host/record.h"
+#include "host/registry.h"
+
+/*
+ * snmigrated. Private to host/daemon*.c, keeper.c, worker.c and commands*.c, but for daemon_run.
+ *
+ * The truth is on disk (records, folders) and in the live snvmm, which are asked through their sockets; the
+ * daemon keeps in memory only which processes it watches. One thread accepts; one thread a client, a
+ * connection in its preamble, a snvmm --incoming, and a VM (its keeper).
+ */
+
+/* Serves until SIGTERM or SIGINT; the VMs go on. */
+int daemon_run(const struct host_config *cfg, struct error *err);
+
+#define DAEMON_SNVMM_PROTOCOL	1
+#define DAEMON_UNPROVEN_MAX	32
+#define DAEMON_PREAMBLES_MAX	64
+#define DAEMON_CLIENTS_MAX	256
+#define DAEMON_GROUP_TIMEOUT_MS 10000
+#define DAEMON_CALL_TIMEOUT_MS	10000
+#define DAEMON_START_TIMEOUT_MS 60000
+#define DAEMON_SETTLE_TIMEOUT_MS                                                                             \
+	30000 /* how long a command waits for a crashed move to settle (docs/handover.md) */
+#define TOKENS_PER_WORKER_MAX 64
+
+struct keeper;
+struct worker;
+
+struct daemon {
+	const struct host_config *cfg;
+	pthread_mutex_t lock;	/* all that follows, and the fields of keepers and workers that say so */
+	pthread_cond_t changed; /* CLOCK_MONOTONIC; broadcast when a keeper's state changes */
+	struct keeper *keepers;
+	struct worker *workers;
+	unsigned preambles, clients, unproven;
+	unsigned next_connection;
+	int stop_fd; /* eventfd, readable once the daemon ends */
+};
+
+/*
+ * One a VM that is known here: watches its snvmm; when that is dead, empties the VM's group, settles its
+ * record, cleans. Never freed, its thread ends when there is nothing left to keep.
+ */
+struct keeper {
+	struct daemon *daemon;
+	struct keeper *next;
+	char uuid[VM_UUID_CHARS + 1];
+	pthread_mutex_t
+		op;  /* held while the record is written or a snvmm started; taken before daemon->lock */
+	int wake_fd; /* eventfd */
+	/* under daemon->lock */
+	bool running; /* the thread */
+	int pidfd;    /* the live snvmm, or -1 */
+	pid_t pid;
+	bool settled;		/* nothing to do but wait: an owner, or an answer is not to be had now */
+	unsigned rounds;	/* of settling, so that one can wait for a whole one */
+	unsigned stops;		/* how often a snvmm was seen to end */
+	uint64_t cleaned_epoch; /* of the last move whose source was cleaned here */
+	struct error last_ask;	/* why the peer could not be asked; code 0: it answered */
+};
+
+struct keeper *keeper_find(struct daemon *d, const char *uuid);
+/* Finds or makes it, and starts its thread if it has none. */
+struct keeper *keeper_get(struct daemon *d, const char *uuid, struct error *err);
+/* A process is the VM's snvmm from now on. pidfd is taken over. */
+void keeper_attach(struct keeper *k, pid_t pid, int pidfd);
+void keeper_wake(struct keeper *k);
+bool keeper_is_live(struct keeper *k);
+/* Waits until a whole round of settling is through. -ETIMEDOUT. */
+int keeper_settle_now(struct keeper *k, unsigned timeout_ms);
+/* Waits until the source of the move of this epoch was cleaned. False after the time. */
+bool keeper_wait_cleaned(struct keeper *k, uint64_t epoch, unsigned timeout_ms);
+/* SIGKILL to the VM's group if need be; waits until it is empty. */
+int keeper_empty_group(struct keeper *k, struct error *err);
+/* Keepers for every record; adopts what lives. */
+int keepers_start(struct daemon *d, struct error *err);
+void daemon_timed_wait(struct daemon *d, unsigned ms);
+
+/* host/worker.c: takes the connection over. */
+void worker_start(struct daemon *d, int fd);
+/* Passes a data connection (taken over) to the worker that has the token. */
+void worker_route(struct daemon *d, const char *channel, const char *token, int fd);
+
+/* host/commands.c: serves one client; takes it over. */
+void commands_serve(struct daemon *d, struct jsonl *client);
+
+/* ---- shared by the commands ---- */
+struct vm_ref {
+	struct vm_record rec;
+	struct keeper *keeper;
+	char dir[REGISTRY_PATH_BYTES];
+};
+/* -ENOENT "no VM named X on this host". A UUID works as well as a name. */
+int vm_find(struct daemon *d, const char *name, struct vm_ref *out, struct error *err);
+/* Connects to the live snvmm of the VM; -ECONNREFUSED or the like when there is none. */
+int vm_connect(const struct vm_ref *vm, struct jsonl **out, struct error *err);
+/* One request to it. */
+int vm_call(const struct vm_ref *vm, json_t *request, json_t **reply, int *exit_status, struct error *err);
+json_t *vm_describe(struct daemon *d, struct vm_ref *vm, bool always);
+/* Starts snvmm for a VM of the registry and waits until it answers. `forced`: resolve --run-here. */
+int vm_start(struct daemon *d, struct vm_ref *vm, bool paused, bool forced, struct error *err);
+int reply_ok(struct jsonl *client, json_t *more);
+
+struct command_context {
+	struct daemon *daemon;
+	struct jsonl *client;
+	json_t *request;
+};
+/* Each answers the client itself; returns 0, or an exit status with err for the caller to send. */
+int command_move(struct command_context *c, struct error *err);
+int command_cancel(struct command_context *c, struct error *err);
+int command_watch(struct command_context *c, struct error *err);
+int command_resolve(struct command_context *c, struct error *err);
+
+#endif
