@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The native guest (1 GiB, 100 MB/s dirtied, two disks in use) moves back and forth MOVES times: no bad page, no bad sector.
+source "$(dirname "$0")/lib.sh"
+require_kvm
+MOVES=${MOVES:-20}
+hosts_up
+native_vm a vm1 1G "ws=256 rate=100 touch=512 disk=rw diskrate=300 fresh=1 hb=100"
+wait_touched a vm1
+here=a worst=0 downs=
+for n in $(seq "$MOVES"); do
+	there=$(other $here)
+	seq=$(hb_field "$(wait_hb $here vm1)" seq)
+	snmigrate $here vm1 "host$there" --with-storage --json >"$T/move.json" || { tail -n 3 "$T/move.json"; fail "move $n: exit $?"; }
+	end=$(tail -n 1 "$T/move.json")
+	[ "$(jq -r .result <<<"$end")" = moved ] || fail "move $n: $end"
+	[ ! -e "$(vm_dir $here vm1)" ] || fail "move $n: the source's folder is still there"
+	[ "$(vm_state $here vm1)" = absent ] || fail "move $n: the source still lists it"
+	hb=$(wait_hb $there vm1 "$seq")
+	assert_good "$hb"
+	worst=$(hb_field "$hb" maxgap_us)
+	downs="$downs $(jq -r .downtime_ms <<<"$end")"
+	echo "move $n host$here -> host$there: $(jq -r '"total \(.total_ms) ms, downtime \(.downtime_ms) ms, rounds \(.rounds)"' <<<"$end"), longest gap so far $worst us"
+	here=$there
+done
+echo "figure: $MOVES moves, longest gap the guest saw: $worst us; downtime_ms:$downs"
