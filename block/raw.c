@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/log.h"
 
 #define SECTOR_BYTES	  512
@@ -20,19 +21,39 @@
 /* Far beyond QEMU's lock bytes (100 to 300 and a few), which its own processes need on a qcow2 of ours. */
 #define LOCK_OFFSET INT64_C(0x4000000000000000)
 
-int block_lock_fd(int fd, const char *path, enum block_format format, bool read_only, struct error *err)
+/* How long an open waits for a lock. A ring holds its file a moment longer than the process that was killed.
+ */
+#define LOCK_WAIT_MS 1000
+
+static struct flock lock_range(enum block_format format, short type)
 {
-	struct flock lock = {
-		.l_type = read_only ? F_RDLCK : F_WRLCK,
+	return (struct flock){
+		.l_type = type,
 		.l_whence = SEEK_SET,
 		.l_start = format == BLOCK_FORMAT_RAW ? 0 : LOCK_OFFSET,
 		.l_len = format == BLOCK_FORMAT_RAW ? 0 : 1,
 	};
-	if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
-		return 0;
-	if (errno == EAGAIN || errno == EACCES)
-		return error_set(err, EBUSY, "%s: in use by another process (locked)", path);
-	return error_errno(err, errno, "%s: lock", path);
+}
+
+int block_lock_fd(int fd, const char *path, enum block_format format, bool read_only, struct error *err)
+{
+	uint64_t deadline = clock_now_ms() + LOCK_WAIT_MS;
+	for (;;) {
+		struct flock lock = lock_range(format, read_only ? F_RDLCK : F_WRLCK);
+		if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
+			return 0;
+		if (errno != EAGAIN && errno != EACCES)
+			return error_errno(err, errno, "%s: lock", path);
+		if (clock_now_ms() >= deadline)
+			return error_set(err, EBUSY, "%s: in use by another process (locked)", path);
+		clock_sleep_ms(20);
+	}
+}
+
+void block_unlock_fd(int fd, enum block_format format)
+{
+	struct flock lock = lock_range(format, F_UNLCK);
+	fcntl(fd, F_OFD_SETLK, &lock);
 }
 
 static int raw_submit(struct block *blk, struct block_request *req)
@@ -60,6 +81,8 @@ static void raw_close(struct block *blk)
 	pthread_mutex_unlock(&disk->idle_lock);
 	raw_uring_free(disk->ring);
 	raw_pool_free(disk->pool);
+	/* The kernel tears a ring down in its own time, and its registered file with it. */
+	block_unlock_fd(disk->fd, BLOCK_FORMAT_RAW);
 	close(disk->fd);
 	pthread_mutex_destroy(&disk->rmw_lock);
 	pthread_mutex_destroy(&disk->idle_lock);

@@ -77,6 +77,7 @@ void raw_uring_free(struct raw_uring *ring); /* nothing in flight; NULL is fine 
 /* Takes the lock of open.h on fd: the whole file for raw, a range that QEMU's own locks leave alone
  * otherwise. -EBUSY names the path. */
 int block_lock_fd(int fd, const char *path, enum block_format format, bool read_only, struct error *err);
+void block_unlock_fd(int fd, enum block_format format);
 int raw_open(const char *path, const struct block_open_options *opt, struct block **out, struct error *err);
 
 #endif
