@@ -35,6 +35,8 @@ struct pci_bus {
 	uint64_t next_mmio;
 	struct pci_device *slots[32];
 	struct pci_device *bridge;
+	void (*on_reset)(void *opaque);
+	void *on_reset_opaque;
 };
 
 /* ---- BARs; caller holds bus->lock ---- */
@@ -197,6 +199,9 @@ static void port_write(void *opaque, uint64_t offset, const uint8_t *data, unsig
 			b->address = get_le32(data) & 0x80fffffcu;
 		a = b->address;
 	}
+	/* The chipsets' reset control register lies inside the address register, told apart by its width. */
+	if (offset == 1 && len == 1 && (*data & 4) && b->on_reset)
+		b->on_reset(b->on_reset_opaque);
 	if (offset < 4)
 		return;
 	unsigned off = (a & 0xfc) + (unsigned)(offset - 4);
@@ -407,6 +412,12 @@ void pci_bus_free(struct pci_bus *b)
 	bus_remove(b->bus, BUS_MMIO, PCI_ECAM_BASE);
 	pthread_mutex_destroy(&b->lock);
 	free(b);
+}
+
+void pci_bus_on_reset(struct pci_bus *b, void (*fn)(void *opaque), void *opaque)
+{
+	b->on_reset = fn;
+	b->on_reset_opaque = opaque;
 }
 
 void pci_bus_reset(struct pci_bus *b)

@@ -13,6 +13,8 @@
 int pci_bus_create(struct bus *bus, struct irq_router *irq, struct pci_bus **out, struct error *err);
 /* After all its devices. */
 void pci_bus_free(struct pci_bus *bus);
+/* Port 0xcf9 asked for a reset. Set before the guest runs; called on a vCPU thread. */
+void pci_bus_on_reset(struct pci_bus *bus, void (*fn)(void *opaque), void *opaque);
 /* The bus itself and the host bridge; devices are reset and saved by their owners. */
 void pci_bus_reset(struct pci_bus *bus);
 /* Section "pci". */
