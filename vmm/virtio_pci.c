@@ -164,7 +164,11 @@ static int device_drain(void *dev, unsigned timeout_ms)
 	virtio_pci_lock(v);
 	while (v->inflight && rc == 0)
 		rc = pthread_cond_timedwait(&v->idle, &v->lock, &until);
-	rc = v->inflight ? -ETIMEDOUT : 0;
+	rc = 0;
+	if (v->inflight) {
+		log_warn("%s: %u requests in flight for more than %u ms", v->label, v->inflight, timeout_ms);
+		rc = -ETIMEDOUT;
+	}
 	virtio_pci_unlock(v);
 	return rc;
 }
