@@ -113,39 +113,13 @@ static int phase_prepare(struct arrival *a, struct error *err)
 		rc = error_errno(err, errno, "%s", vm->dir);
 	if (rc)
 		return rc;
-	struct vm_record rec = {.state = HANDOVER_PREPARED, .epoch = a->epoch};
-	if (vm->record) {
-		struct vm_record old;
-		rc = vm_record(vm, &old, err);
-		struct vm_transition t = {.from = old.state,
-					  .from_epoch = old.epoch,
-					  .to = HANDOVER_PREPARED,
-					  .to_epoch = a->epoch,
-					  .flags_set = a->suspend ? 0 : RECORD_POWERED_ON,
-					  .flags_clear = RECORD_FLAGS_KNOWN & ~RECORD_POWERED_ON,
-					  .peer = a->peer,
-					  .peer_address = a->peer_address,
-					  .folder = a->rel};
-		return rc ? rc : vm_record_transition(vm, &t, err);
-	}
-	snprintf(rec.uuid, sizeof rec.uuid, "%s", vm->def.uuid);
-	snprintf(rec.name, sizeof rec.name, "%s", vm->def.name);
-	snprintf(rec.peer, sizeof rec.peer, "%s", a->peer);
-	snprintf(rec.peer_address, sizeof rec.peer_address, "%s", a->peer_address);
-	snprintf(rec.folder, sizeof rec.folder, "%s", a->rel);
-	rec.flags = RECORD_POWERED_ON;
-	struct record *r = NULL;
-	rc = record_create(vm->cfg->state_dir, &rec, &r, err);
-	if (rc)
-		return rc;
-	SCOPE_LOCK(&a->lock);
-	vm->record = r;
+	a->prepared = true;
 	return 0;
 }
 
 static int take_device_state(struct arrival *a, const struct frame *f, struct error *err)
 {
-	if (!a->receiver || !a->vm->record)
+	if (!a->receiver || !a->prepared)
 		return error_set(err, EPROTO, "device state before prepare");
 	int rc = mem_receiver_wait(a->receiver, err);
 	if (rc)

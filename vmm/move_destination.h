@@ -56,6 +56,7 @@ struct arrival {
 	bool router_started, prefaulter_started, confirmer_started;
 	bool prefault_cancel;
 	struct mem_receiver *receiver;
+	bool prepared; /* flushed and synced for COMMIT */
 	bool loaded;
 
 	pthread_mutex_t lock;

@@ -237,8 +237,31 @@ static int check_resources(struct arrival *a, struct error *err)
 	return machine_cpu_check(a->cpu, err);
 }
 
-/* Takes this VM's record, settled so far that an arrival may begin; vm->record stays NULL when there is none
- * yet. */
+/* prepared: the arrival is accepted, before its folder is made. From here an answer to the source binds this
+ * host. */
+static int write_prepared(struct arrival *a, struct record *r, const struct vm_record *old, struct error *err)
+{
+	struct vm *vm = a->vm;
+	struct vm_record rec = {.state = HANDOVER_PREPARED, .epoch = a->epoch};
+	snprintf(rec.uuid, sizeof rec.uuid, "%s", vm->def.uuid);
+	snprintf(rec.name, sizeof rec.name, "%s", vm->def.name);
+	snprintf(rec.peer, sizeof rec.peer, "%s", a->peer);
+	snprintf(rec.peer_address, sizeof rec.peer_address, "%s", a->peer_address);
+	registry_incoming_rel(vm->def.uuid, a->epoch, rec.folder);
+	rec.flags = a->suspend ? 0 : RECORD_POWERED_ON;
+	int rc;
+	if (r)
+		rc = record_compare_and_set(r, old->state, old->epoch, &rec, NULL, err);
+	else
+		rc = record_create(vm->cfg->state_dir, &rec, &r, err);
+	if (rc)
+		return rc;
+	SCOPE_LOCK(&vm->lock);
+	vm->record = r;
+	return 0;
+}
+
+/* Takes this VM's record, once it is settled so far that an arrival may begin, and writes prepared. */
 static int take_record(struct arrival *a, json_t *hello, struct error *err)
 {
 	struct vm *vm = a->vm;
@@ -246,24 +269,25 @@ static int take_record(struct arrival *a, json_t *hello, struct error *err)
 	uint64_t deadline = clock_now_ms() + SETTLE_WAIT_MS;
 	for (;;) {
 		struct record *r = NULL;
-		int rc = record_open(vm->cfg->state_dir, vm->def.uuid, &r, err);
-		if (rc == -ENOENT)
-			return 0;
 		struct vm_record rec;
-		if (!rc)
+		int rc = record_open(vm->cfg->state_dir, vm->def.uuid, &r, err);
+		if (rc == -ENOENT) {
+			rc = write_prepared(a, NULL, NULL, err);
+		} else if (!rc) {
 			rc = record_lock(r, 0, err);
-		if (!rc)
-			rc = record_load(r, &rec, err);
-		if (!rc)
-			rc = handover_may_arrive(&rec, a->epoch, err);
-		if (!rc) {
-			vm->record = r;
-			return 0;
+			if (!rc)
+				rc = record_load(r, &rec, err);
+			if (!rc)
+				rc = handover_may_arrive(&rec, a->epoch, err);
+			if (!rc)
+				rc = write_prepared(a, r, &rec, err);
+			if (rc)
+				record_close(r);
 		}
-		record_close(r);
-		if (rc == -ENOENT)
+		if (!rc)
 			return 0;
-		if ((rc != -EAGAIN && rc != -EBUSY) || clock_now_ms() > deadline)
+		bool later = rc == -EAGAIN || rc == -EBUSY || rc == -ENOENT;
+		if (!later || clock_now_ms() > deadline)
 			return rc;
 		if (rc == -EAGAIN && report) {
 			json_t *answer = NULL;

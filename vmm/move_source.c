@@ -284,6 +284,26 @@ static int send_files(struct move *mv, struct travel_file *files, unsigned nfile
 	return 0;
 }
 
+/* The attempt's epoch is durable before the destination hears of it: it is never used twice. */
+static int record_attempt(struct move *mv, struct error *err)
+{
+	struct vm_record rec;
+	int rc = vm_record(mv->vm, &rec, err);
+	if (rc)
+		return rc;
+	struct vm_transition t = {
+		.from = HANDOVER_OWNER,
+		.from_epoch = rec.epoch,
+		.to = HANDOVER_OWNER,
+		.to_epoch = mv->opt.epoch,
+		.peer = mv->opt.peer,
+		.peer_address = mv->opt.address,
+		.flags_set = mv->opt.keep_source ? RECORD_KEEP_SOURCE : 0,
+		.flags_clear = mv->opt.keep_source ? 0 : RECORD_KEEP_SOURCE,
+	};
+	return vm_record_transition(mv->vm, &t, err);
+}
+
 static int connect_and_hello(struct move *mv, struct error *err)
 {
 	struct vm *vm = mv->vm;
@@ -312,6 +332,9 @@ static int connect_and_hello(struct move *mv, struct error *err)
 	mv->link = link;
 	pthread_mutex_unlock(&mv->lock);
 
+	rc = record_attempt(mv, err);
+	if (rc)
+		return rc;
 	json_t *hello = make_hello(mv, files, nfiles, err);
 	if (!hello)
 		return -EIO;
@@ -420,10 +443,6 @@ static int record_handing_over(struct move *mv, struct error *err)
 		.from_epoch = rec.epoch,
 		.to = HANDOVER_HANDING_OVER,
 		.to_epoch = mv->opt.epoch,
-		.peer = mv->opt.peer,
-		.peer_address = mv->opt.address,
-		.flags_set = mv->opt.keep_source ? RECORD_KEEP_SOURCE : 0,
-		.flags_clear = mv->opt.keep_source ? 0 : RECORD_KEEP_SOURCE,
 	};
 	return vm_record_transition(mv->vm, &t, err);
 }
@@ -606,7 +625,7 @@ static void close_channels(struct move *mv)
 
 /* The move is off; the guest goes on here. The record first: a resumed guest with a handing-over record would
  * be in doubt. */
-static void take_back(struct move *mv, const struct error *why)
+static bool take_back(struct move *mv, const struct error *why)
 {
 	struct vm *vm = mv->vm;
 	struct vm_record rec;
@@ -625,8 +644,7 @@ static void take_back(struct move *mv, const struct error *why)
 	if (e.code) {
 		log_error("record: %s", e.message);
 		vm_set_state(vm, VM_IN_DOUBT, e.message);
-		source_emit_end(mv, "in-doubt", EXIT_IN_DOUBT, e.message, true);
-		return;
+		return false;
 	}
 	unpause(mv);
 	pthread_mutex_lock(&mv->lock);
@@ -634,28 +652,36 @@ static void take_back(struct move *mv, const struct error *why)
 	pthread_mutex_unlock(&mv->lock);
 	if (vm_get_state(vm) == VM_IN_DOUBT)
 		vm_set_state(vm, mv->was_paused ? VM_PAUSED : VM_RUNNING, NULL);
+	return true;
 }
 
-static void end_failed(struct move *mv, const struct error *why)
+/* What the command hears, told once everything has ended. */
+struct outcome {
+	const char *result;
+	int exit_status;
+};
+
+static struct outcome end_failed(struct move *mv, const struct error *why)
 {
 	if (mv->link && !mv->commit) {
 		json_t *o = json_pack("{s:s}", "reason", why->message);
 		move_link_send(mv->link, FRAME_ABORT, o, NULL);
 		json_decref(o);
 	}
-	take_back(mv, why);
+	bool back = take_back(mv, why);
 	close_channels(mv);
 	pthread_mutex_lock(&mv->vm->lock);
-	bool crashed = mv->vm->guest_crashed;
+	bool crashed = mv->vm->guest_crashed || mv->vm->state == VM_CRASHED;
 	pthread_mutex_unlock(&mv->vm->lock);
+	if (!back)
+		return (struct outcome){"in-doubt", EXIT_IN_DOUBT};
 	if (crashed)
-		source_emit_end(mv, "crashed", EXIT_CRASHED, why->message, true);
-	else if (mv->cancelled)
-		source_emit_end(mv, "cancelled", EXIT_CANCELLED, why->message, true);
-	else if (!mv->negotiated)
-		source_emit_end(mv, "refused", EXIT_REFUSED, why->message, true);
-	else
-		source_emit_end(mv, "failed", EXIT_FAILED, why->message, true);
+		return (struct outcome){"crashed", EXIT_CRASHED};
+	if (mv->cancelled)
+		return (struct outcome){"cancelled", EXIT_CANCELLED};
+	if (!mv->negotiated)
+		return (struct outcome){"refused", EXIT_REFUSED};
+	return (struct outcome){"failed", EXIT_FAILED};
 }
 
 static int end_moved(struct move *mv, struct error *err)
@@ -697,7 +723,7 @@ static void *source_thread(void *arg)
 	struct move *mv = arg;
 	struct vm *vm = mv->vm;
 	struct error err = ERROR_INIT;
-	bool moved = false;
+	struct outcome out = {"moved", EXIT_MOVED};
 	source_set_phase(mv, MOVE_CONNECT, "connect");
 	source_ticker_start(mv);
 	int rc = connect_and_hello(mv, &err);
@@ -715,15 +741,16 @@ static void *source_thread(void *arg)
 		rc = run_commit(mv, &err);
 	if (!rc) {
 		rc = end_moved(mv, &err);
-		moved = !rc;
 		if (rc) {
-			/* The destination runs the VM; this side cannot write it down. It must not resume,
-			 * and asks again later. */
+			/* The destination runs the VM; this side cannot write it down. It must not resume;
+			 * the daemon asks again once this process has ended. */
 			log_error("record moved: %s", err.message);
 			vm_set_state(vm, VM_IN_DOUBT, err.message);
-			source_emit_end(mv, "in-doubt", EXIT_IN_DOUBT, err.message, true);
+			out = (struct outcome){"in-doubt", EXIT_IN_DOUBT};
 		}
-	} else if (rc != -EOWNERDEAD) {
+	} else if (rc == -EOWNERDEAD) {
+		out = (struct outcome){"in-doubt", EXIT_IN_DOUBT};
+	} else {
 		/* A peer's reason or a cancel beats the error that it caused in some stream. */
 		struct error why = ERROR_INIT;
 		if (source_check(mv, &why) && why.code)
@@ -731,19 +758,16 @@ static void *source_thread(void *arg)
 		if (!err.code)
 			error_set(&err, rc, "the move failed");
 		log_warn("move to %s ended: %s", mv->opt.peer, err.message);
-		end_failed(mv, &err);
+		out = end_failed(mv, &err);
 	}
 	source_ticker_stop(mv);
 	pthread_mutex_lock(&mv->lock);
 	mv->phase = MOVE_ENDED;
 	pthread_cond_broadcast(&mv->changed);
 	pthread_mutex_unlock(&mv->lock);
-	if (moved) {
-		source_emit_end(mv, "moved", EXIT_MOVED, "", true);
+	source_emit_end(mv, out.result, out.exit_status, out.exit_status ? err.message : "", true);
+	if (out.exit_status == EXIT_MOVED || out.exit_status == EXIT_IN_DOUBT)
 		vm_request_quit(vm, 0);
-	} else if (rc == -EOWNERDEAD) {
-		source_emit_end(mv, "in-doubt", EXIT_IN_DOUBT, "settled by hand", true);
-	}
 	return NULL;
 }
 

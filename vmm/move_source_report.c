@@ -3,6 +3,8 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/log.h"
+#include "host/registry.h"
 #include "vmm/move_source.h"
 
 static const char *phase_word(enum move_phase phase)
@@ -142,7 +144,11 @@ void source_emit_end(struct move *mv, const char *result, int exit_status, const
 		(json_int_t)(mv->mem.sent_pages * MEM_PAGE_BYTES), "disk_bytes", (json_int_t)mv->disk_bytes,
 		"wire_bytes", (json_int_t)mv->wire_bytes, "rounds", (int)mv->mem.round, "left_behind");
 	pthread_mutex_unlock(&mv->lock);
-	if (ev)
-		json_object_set_new(ev, "uuid", json_string(mv->vm->def.uuid));
+	if (!ev)
+		return;
+	json_object_set_new(ev, "uuid", json_string(mv->vm->def.uuid));
+	struct error err = ERROR_INIT;
+	if (registry_result_store(mv->vm->cfg, mv->vm->def.uuid, ev, &err))
+		log_warn("%s", err.message);
 	move_events_emit(mv->events, ev, final);
 }
