@@ -248,8 +248,7 @@ static int run_commit(struct arrival *a, struct frame *commit, struct error *err
 	return 0;
 }
 
-/* The VM's folder gets its place; everything here can be done again by a daemon that finds it undone. */
-static void settle_in(struct arrival *a)
+void arrival_settle_in(struct arrival *a)
 {
 	struct vm *vm = a->vm;
 	struct error e = ERROR_INIT;
@@ -452,8 +451,8 @@ int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool *be
 	*became_owner = true;
 	vm->arrived = true;
 	if (a->write_failed)
-		return 0;
-	settle_in(a);
+		return arrival_reread_start(a, err);
+	arrival_settle_in(a);
 	/* the memory channels are done; the control channel stays for MOVED */
 	pthread_mutex_lock(&a->lock);
 	a->closing = true;
@@ -480,6 +479,8 @@ void move_destination_free(struct vm *vm)
 	error_set(&why, ESHUTDOWN, "the VM ended");
 	if (a->link)
 		move_link_fail(a->link, &why);
+	if (a->rereader_started)
+		pthread_join(a->rereader, NULL);
 	if (a->confirmer_started)
 		pthread_join(a->confirmer, NULL);
 	move_link_free(a->link);

@@ -52,8 +52,8 @@ struct arrival {
 	bool admitted;
 	char disk_token[VM_DISKS_MAX][TOKEN_HEX_CHARS + 1];
 	char memory_token[MEM_STREAMS_MAX][TOKEN_HEX_CHARS + 1];
-	pthread_t router, prefaulter, confirmer;
-	bool router_started, prefaulter_started, confirmer_started;
+	pthread_t router, prefaulter, confirmer, rereader;
+	bool router_started, prefaulter_started, confirmer_started, rereader_started;
 	bool prefault_cancel;
 	struct mem_receiver *receiver;
 	bool prepared; /* flushed and synced for COMMIT */
@@ -85,6 +85,14 @@ int arrival_receiver_start(struct arrival *a,
 			   struct error *err); /* waits until all memory channels are there */
 void arrival_storage_stop(struct arrival *a);  /* the fence: nothing of the peer writes afterwards */
 void arrival_channels_close(struct arrival *a);
+
+/* move_destination.c: the VM's folder gets its place; everything in it can be done again by a daemon that
+ * finds it undone. */
+void arrival_settle_in(struct arrival *a);
+
+/* move_destination_reread.c: the owner record could not be written, so nobody knows what the medium holds:
+ * reads it again every second under its lock, until it tells. */
+int arrival_reread_start(struct arrival *a, struct error *err);
 
 /* move_destination_confirm.c: from owner-unconfirmed to owner */
 int arrival_confirm_start(struct arrival *a, struct error *err);

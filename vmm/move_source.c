@@ -468,7 +468,7 @@ static int send_last(struct move *mv, struct error *err)
 	state_writer_free(w);
 	struct frame f;
 	if (!rc)
-		rc = move_link_wait(mv->link, 1u << FRAME_READY, 0, &f, err);
+		rc = move_link_wait(mv->link, 1u << FRAME_READY, mv->vm->cfg->silence_ms, &f, err);
 	if (!rc)
 		frame_release(&f);
 	return rc;
@@ -568,6 +568,7 @@ static int run_commit(struct move *mv, struct error *err)
 		rc = move_link_wait(mv->link, 1u << FRAME_RUNNING | 1u << FRAME_ABANDONED, 0, &f, &lost);
 	if (!rc) {
 		mv->running_us = clock_now_us();
+		mv->peer_started = true;
 		bool abandoned = f.type == FRAME_ABANDONED;
 		const char *s = json_string_value(json_object_get(f.json, "reason"));
 		if (abandoned)
@@ -695,7 +696,7 @@ static int end_moved(struct move *mv, struct error *err)
 			.from_epoch = rec.epoch,
 			.to = HANDOVER_MOVED,
 			.to_epoch = rec.epoch,
-			.flags_set = RECORD_PEER_STARTED,
+			.flags_set = mv->peer_started ? RECORD_PEER_STARTED : 0,
 			.flags_clear = RECORD_POWERED_ON,
 		};
 		rc = vm_record_transition(vm, &t, err);
@@ -747,6 +748,13 @@ static void *source_thread(void *arg)
 			log_error("record moved: %s", err.message);
 			vm_set_state(vm, VM_IN_DOUBT, err.message);
 			out = (struct outcome){"in-doubt", EXIT_IN_DOUBT};
+		} else if (!mv->peer_started) {
+			error_set(&err, EOWNERDEAD,
+				  "%s owns the VM, but it ended there before it was heard of: it has crashed "
+				  "at %s; "
+				  "the files here stay until it has been started there",
+				  mv->opt.peer, mv->opt.peer);
+			out = (struct outcome){"crashed", EXIT_CRASHED};
 		}
 	} else if (rc == -EOWNERDEAD) {
 		out = (struct outcome){"in-doubt", EXIT_IN_DOUBT};
@@ -766,7 +774,8 @@ static void *source_thread(void *arg)
 	pthread_cond_broadcast(&mv->changed);
 	pthread_mutex_unlock(&mv->lock);
 	source_emit_end(mv, out.result, out.exit_status, out.exit_status ? err.message : "", true);
-	if (out.exit_status == EXIT_MOVED || out.exit_status == EXIT_IN_DOUBT)
+	struct vm_record rec;
+	if (out.exit_status == EXIT_IN_DOUBT || (!vm_record(vm, &rec, NULL) && rec.state == HANDOVER_MOVED))
 		vm_request_quit(vm, 0);
 	return NULL;
 }

@@ -43,8 +43,8 @@ struct move {
 	bool deciding;	     /* guest paused for the handover, outcome open */
 	bool commit;	     /* a first byte of COMMIT may have left */
 	bool settle_started; /* a resolve command may act */
-	bool guest_gone;
-	char resolve[16]; /* asked for by a person */
+	bool peer_started;   /* the destination said that the VM runs there */
+	char resolve[16];    /* asked for by a person */
 	struct error resolve_result;
 	bool resolve_done;
 	struct mem_sender *sender; /* under lock while it may be cancelled from outside */

@@ -9,7 +9,8 @@
 #include "host/exit.h"
 #include "vmm/move_source.h"
 
-#define ASK_EVERY_MS 1000
+#define ASK_EVERY_MS	  1000
+#define IN_DOUBT_SILENCES 3 /* so many silence limits after COMMIT the command is told */
 
 /* The words for the command's exit 6. */
 static void say_in_doubt(struct move *mv, const struct error *why)
@@ -96,6 +97,7 @@ enum handover_action source_settle(struct move *mv, struct error *err)
 		switch (act) {
 		case HANDOVER_ACT_RECORD_MOVED:
 			mv->running_us = clock_now_us();
+			mv->peer_started = report.started;
 			return act;
 		case HANDOVER_ACT_TAKE_BACK:
 			error_set(err, ECANCELED, "%s promised not to start it", mv->opt.peer);
@@ -103,7 +105,7 @@ enum handover_action source_settle(struct move *mv, struct error *err)
 		default:
 			break;
 		}
-		if (!said && clock_now_ms() - first_ms >= vm->cfg->silence_ms) {
+		if (!said && clock_now_ms() - first_ms >= IN_DOUBT_SILENCES * (uint64_t)vm->cfg->silence_ms) {
 			if (!e.code)
 				error_set(&e, EAGAIN, "it has not decided yet");
 			say_in_doubt(mv, &e);
