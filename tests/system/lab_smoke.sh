@@ -23,7 +23,9 @@ cleanup() {
 	local status=$?
 	if ((status != 0)) && [[ -e $LAB_DIR/conf ]]; then
 		echo "--- guest's console:"
-		lab exec host1 tail -n 30 /var/lib/guest/console </dev/null || true
+		lab exec host1 tail -n 60 /var/lib/guest/console </dev/null || true
+		echo "--- kernel of host1:"
+		lab exec host1 dmesg </dev/null | tail -n 20 || true
 	fi
 	((${#collector_pids[@]} == 0)) || kill "${collector_pids[@]}" 2>/dev/null || true
 	lab down || true
@@ -63,10 +65,14 @@ done
 
 step "push and pull keep every byte, and holes"
 head -c 5000001 /dev/urandom >"$work/a"
-truncate -s 64M "$work/a"
+truncate -s 1G "$work/a"
+chmod 0750 "$work/a"
 lab push host2 "$work/a" /var/lib/a
 lab pull host2 /var/lib/a "$work/b" </dev/null
 cmp "$work/a" "$work/b"
+[[ $(stat -c %a "$work/b") == 750 ]] || fail "the mode changed on the way"
+if lab push host2 "$work/a" /nowhere/a 2>/dev/null; then fail "push to a missing folder succeeded"; fi
+if lab pull host2 /nowhere "$work/c" </dev/null 2>/dev/null || [[ -e $work/c ]]; then fail "pull of a missing file succeeded"; fi
 (($(lab exec host2 stat -c %b /var/lib/a </dev/null) * 512 < 8000000)) || fail "push filled the holes"
 
 step "cut and heal"
@@ -103,7 +109,7 @@ step "the Linux guest is built and copied to host1"
 lab exec host1 mkdir -p /var/lib/guest </dev/null
 for file in vmlinuz initrd root.qcow2 data.raw; do lab push host1 "$work/guest/$file" /var/lib/guest/$file; done
 step "it boots under KVM in host1"
-lab net "$work/guest/collector" listen 7001 "$work/records.log" &
+"$repo/tools/lab" net "$work/guest/collector" listen 7001 "$work/records.log" &
 collector_pids+=($!)
 # shellcheck disable=SC2016
 lab exec host1 sh -ec '
@@ -138,7 +144,7 @@ has_records() {
 }
 wait_for 60 "records from the guest" has_records 1
 step "its records arrive"
-lab net "$work/guest/collector" watch 10.77.0.100 7000 "$work/counter.log" &
+"$repo/tools/lab" net "$work/guest/collector" watch 10.77.0.100 7000 "$work/counter.log" &
 collector_pids+=($!)
 wait_for 60 "100 records from the guest" has_records 100
 
@@ -148,6 +154,7 @@ lab exec host1 sh -c 'echo system_powerdown | socat - UNIX:/var/lib/guest/monito
 wait_for 30 "end of the guest" lab exec host1 sh -c '! kill -0 $(cat /var/lib/guest/qemu.pid) 2>/dev/null' </dev/null
 lab exec host1 cat /var/lib/guest/console </dev/null | tr -d '\r' >"$work/console"
 grep -E 'guest: (ready|powering off)' "$work/console"
+(($(grep -c 'guest: ready' "$work/console") == 1)) || fail "the guest rebooted"
 if grep -E 'I/O error|lockup|stall|went back|Call Trace|connection lost|cannot' "$work/console"; then
 	fail "the guest's console shows errors"
 fi
@@ -155,8 +162,16 @@ fi
 "$work/guest/collector" summary "$work/counter.log"
 [[ $("$work/guest/collector" summary "$work/counter.log" | jq '.connections == 1 and .out_of_order == 0') == true ]] ||
 	fail "the counter's connection did not hold"
+[[ $("$work/guest/collector" summary "$work/records.log" | jq -s 'all(.connections == 1 and .out_of_order == 0)') == true ]] ||
+	fail "the recorders' connections did not hold"
 for image in root.qcow2 data.raw; do lab pull host1 /var/lib/guest/$image "$work/$image" </dev/null; done
 "$repo/tests/linux-guest/verify" "$work/guest" "$work/root.qcow2" "$work/data.raw" "$work/records.log"
+
+step "the hosts' clocks agree with this machine's"
+for host in host1 host2; do
+	ahead=$(($(lab exec $host date +%s </dev/null) - $(date +%s)))
+	((ahead >= -2 && ahead <= 2)) || fail "the clock of $host is $ahead s ahead"
+done
 
 step "the judge finds a lost record"
 echo "999999999 1 99999999" >>"$work/records.log"

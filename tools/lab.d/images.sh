@@ -161,7 +161,7 @@ host_initrd_locked() {
 }
 
 HOST_PROGRAMS=(dash bash qemu-nbd qemu-img qemu-io ip bridge tc ss socat openssl jq strace e2fsck mke2fs debugfs dumpe2fs
-	nbdinfo nbdcopy fio dd cp stat nft tcpdump ethtool gdb lsof losetup unshare nsenter setpriv sqlite3)
+	nbdinfo nbdcopy fio dd cp mv tar stat nft tcpdump ethtool gdb lsof losetup unshare nsenter setpriv sqlite3)
 
 # The host's root file system but for this project's own programs.
 host_base_image() { with_cache_lock host_base_image_locked "$1" "$2"; }

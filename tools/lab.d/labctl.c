@@ -391,14 +391,40 @@ static int run_wait(const char *address, uint16_t port, int seconds)
 	return 1;
 }
 
+static int print_tsc_khz(void)
+{
+	/* Of several short measurements the median: one may be interrupted between the two clocks. */
+	uint64_t khz[9];
+	for (int i = 0; i < 9; i++) {
+		struct timespec a, b;
+		clock_gettime(CLOCK_MONOTONIC_RAW, &a);
+		uint64_t tsc = __builtin_ia32_rdtsc();
+		nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+		clock_gettime(CLOCK_MONOTONIC_RAW, &b);
+		tsc = __builtin_ia32_rdtsc() - tsc;
+		khz[i] = tsc * 1000000 /
+			 (uint64_t)((b.tv_sec - a.tv_sec) * 1000000000 + b.tv_nsec - a.tv_nsec);
+		for (int j = i; j > 0 && khz[j] < khz[j - 1]; j--) {
+			uint64_t t = khz[j];
+			khz[j] = khz[j - 1];
+			khz[j - 1] = t;
+		}
+	}
+	printf("%llu\n", (unsigned long long)khz[4]);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 3 && strcmp(argv[1], "agent") == 0)
 		return run_agent((uint16_t)atoi(argv[2]));
+	if (argc == 2 && strcmp(argv[1], "tsc-khz") == 0)
+		return print_tsc_khz();
 	if (argc >= 5 && strcmp(argv[1], "exec") == 0)
 		return run_exec(argv[2], (uint16_t)atoi(argv[3]), argv + 4);
 	if (argc == 5 && strcmp(argv[1], "wait") == 0)
 		return run_wait(argv[2], (uint16_t)atoi(argv[3]), atoi(argv[4]));
-	fprintf(stderr, "usage: labctl agent PORT | exec ADDRESS PORT CMD... | wait ADDRESS PORT SECONDS\n");
+	fprintf(stderr, "usage: labctl agent PORT | exec ADDRESS PORT CMD... | wait ADDRESS PORT SECONDS | "
+			"tsc-khz\n");
 	return 2;
 }
