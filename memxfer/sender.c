@@ -1,0 +1,336 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Rounds: when the next one begins, and when what is left is small enough to stop the guest for. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bitmap.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "memxfer/holes.h"
+#include "memxfer/sender_impl.h"
+
+/* What the last round costs besides its data: waking threads, the barrier, the end. */
+#define FINAL_FIXED_US 500
+/* A round with fewer pages says nothing about the rate. */
+#define RATE_SAMPLE_PAGES 256
+/* Bytes of history that the rate's average holds. */
+#define RATE_HISTORY_BYTES (256.0 * (1 << 20))
+#define STAT_INTERVAL_NS   UINT64_C(200000000)
+
+static bool valid(const struct mem_sender_options *o, struct error *err)
+{
+	if (!o->nstreams || o->nstreams > MEM_STREAMS_MAX)
+		error_set(err, EINVAL, "memory transfer: %u streams; 1 to %u are possible", o->nstreams,
+			  MEM_STREAMS_MAX);
+	else if (!o->space.npages || !o->space.base || o->space.fd < 0)
+		error_set(err, EINVAL, "memory transfer: no guest memory");
+	else if (o->zstd_level && (o->zstd_level > ZSTD_maxCLevel() || o->zstd_level < ZSTD_minCLevel()))
+		error_set(err, EINVAL, "memory transfer: compression level %d is not between %d and %d",
+			  o->zstd_level, ZSTD_minCLevel(), ZSTD_maxCLevel());
+	else
+		return true;
+	return false;
+}
+
+int mem_sender_create(const struct mem_sender_options *opt, struct mem_sender **out, struct error *err)
+{
+	struct mem_sender *s;
+	pthread_condattr_t attr;
+	int ret = 0;
+
+	*out = NULL;
+	if (!valid(opt, err))
+		return -EINVAL;
+	s = calloc(1, sizeof *s);
+	if (!s)
+		return error_errno(err, ENOMEM, "memory transfer");
+	s->opt = *opt;
+	memcpy(s->streams, opt->streams, opt->nstreams * sizeof *opt->streams);
+	s->opt.streams = s->streams;
+	pthread_mutex_init(&s->lock, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&s->work, &attr);
+	pthread_cond_init(&s->changed, &attr);
+	pthread_condattr_destroy(&attr);
+	for (unsigned i = 0; i < opt->nstreams; i++)
+		s->sent_before += conn_bytes_sent(opt->streams[i]);
+	s->dirty = bitmap_alloc(opt->space.npages);
+	if (!s->dirty)
+		ret = error_errno(err, ENOMEM, "memory transfer: bitmap");
+	for (unsigned i = 0; i < opt->nstreams && ret == 0; i++) {
+		s->workers[i].sender = s;
+		ret = mem_tx_init(&s->workers[i].tx, &s->opt, i, &s->counters, &s->stop, err);
+	}
+	for (unsigned i = 0; i < opt->nstreams && ret == 0; i++) {
+		struct mem_worker *w = &s->workers[i];
+
+		ret = -pthread_create(&w->writer, NULL, mem_sender_writer, w);
+		w->writer_started = ret == 0;
+		if (ret == 0)
+			ret = -pthread_create(&w->reader, NULL, mem_sender_reader, w);
+		w->reader_started = ret == 0;
+		if (ret < 0)
+			error_errno(err, ret, "memory transfer: thread");
+	}
+	if (ret < 0) {
+		mem_sender_free(s);
+		return ret;
+	}
+	*out = s;
+	return 0;
+}
+
+static int failure(struct mem_sender *s, struct error *err)
+{
+	int code;
+
+	pthread_mutex_lock(&s->lock);
+	code = s->failure.code;
+	if (code)
+		error_copy(err, &s->failure);
+	pthread_mutex_unlock(&s->lock);
+	return code;
+}
+
+/* Posts a job to all streams and waits until each is done with it; a failed stream is done soon, as all
+ * connections are shut down then. */
+static int run_job(struct mem_sender *s, enum mem_job job, struct error *err)
+{
+	pthread_mutex_lock(&s->lock);
+	s->job = job;
+	s->jobs_posted++;
+	pthread_cond_broadcast(&s->work);
+	for (unsigned i = 0; i < s->opt.nstreams;) {
+		if (s->workers[i].jobs_done == s->jobs_posted)
+			i++;
+		else
+			pthread_cond_wait(&s->changed, &s->lock);
+	}
+	pthread_mutex_unlock(&s->lock);
+	return failure(s, err);
+}
+
+/* End-to-end rate of data, averaged with the weight of the bytes that a round moved. */
+static void measure_rate(struct mem_sender *s, uint64_t data_pages, uint64_t all_pages, uint64_t ns)
+{
+	double seconds = (double)(ns ? ns : 1) / 1e9;
+	double bytes = (double)data_pages * MEM_PAGE_BYTES, weight;
+
+	if (data_pages < RATE_SAMPLE_PAGES) {
+		if (s->rate <= 0 && all_pages >= RATE_SAMPLE_PAGES)
+			s->rate = (double)all_pages * MEM_PAGE_BYTES / seconds;
+		return;
+	}
+	if (s->rate_weight <= 0) {
+		s->rate = bytes / seconds;
+		s->rate_weight = bytes;
+		return;
+	}
+	s->rate_weight =
+		s->rate_weight + bytes < RATE_HISTORY_BYTES ? s->rate_weight + bytes : RATE_HISTORY_BYTES;
+	weight = bytes / s->rate_weight;
+	s->rate += (bytes / seconds - s->rate) * (weight < 1 ? weight : 1);
+}
+
+static int collect(struct mem_sender *s, uint64_t *npages, struct error *err)
+{
+	uint64_t before = clock_now_ns();
+	int ret = s->opt.dirty.collect(s->opt.dirty.opaque, s->dirty, err);
+
+	if (ret < 0)
+		return error_prefix(err, "memory transfer: dirty pages");
+	*npages = bitmap_count(s->dirty, s->opt.space.npages);
+	s->collect_ns = clock_now_ns() - before;
+	return 0;
+}
+
+static uint64_t predict_us(const struct mem_sender *s, uint64_t npages)
+{
+	double data_us = npages ? 1e18 : 0; /* nothing measured: for ever */
+
+	if (npages && s->rate > 0)
+		data_us = (double)npages * MEM_PAGE_BYTES / s->rate * 1e6;
+	if (data_us > 1e12)
+		data_us = 1e12;
+	return (uint64_t)data_us + (s->collect_ns + s->round_trip_ns) / 1000 + FINAL_FIXED_US;
+}
+
+static int begin(struct mem_sender *s, struct error *err)
+{
+	uint64_t populated;
+	int ret = s->opt.dirty.start(s->opt.dirty.opaque, err);
+
+	if (ret < 0)
+		return error_prefix(err, "memory transfer: dirty tracking");
+	s->tracking = true;
+	s->started_ns = clock_now_ns();
+	ret = mem_populated_pages(&s->opt.space, &populated, err);
+	if (ret < 0)
+		return ret;
+	atomic_store(&s->total_pages, populated);
+	atomic_store(&s->counters.remaining_pages, (int64_t)populated);
+	bitmap_set_range(s->dirty, 0, s->opt.space.npages);
+	return 0;
+}
+
+int mem_sender_precopy(struct mem_sender *s, bool *limit_hit, struct error *err)
+{
+	uint64_t last_collect_ns;
+	int ret = failure(s, err);
+
+	*limit_hit = false;
+	if (ret == 0)
+		ret = begin(s, err);
+	if (ret < 0)
+		return ret;
+	last_collect_ns = clock_now_ns();
+	for (unsigned round = 1;; round++) {
+		uint64_t data = atomic_load(&s->counters.data_pages),
+			 zero = atomic_load(&s->counters.zero_pages);
+		uint64_t before = clock_now_ns(), now, dirty, predicted;
+		double rate;
+
+		atomic_store(&s->round, round);
+		ret = run_job(s, JOB_ROUND, err);
+		if (ret < 0)
+			return ret;
+		now = clock_now_ns();
+		data = atomic_load(&s->counters.data_pages) - data;
+		zero = atomic_load(&s->counters.zero_pages) - zero;
+		measure_rate(s, data, data + zero, now - before);
+		ret = collect(s, &dirty, err);
+		if (ret < 0)
+			return ret;
+		rate = (double)dirty * MEM_PAGE_BYTES * 1e9 / (double)(now - last_collect_ns + 1);
+		atomic_store(&s->dirty_rate, round == 1 ? (uint64_t)rate
+							: (atomic_load(&s->dirty_rate) + (uint64_t)rate) / 2);
+		last_collect_ns = now;
+		atomic_store(&s->counters.remaining_pages, (int64_t)dirty);
+		predicted = predict_us(s, dirty);
+		atomic_store(&s->predicted_us, predicted);
+		log_debug("memory round %u: %llu data and %llu zero pages in %llu ms, then %llu dirty, "
+			  "downtime "
+			  "of %llu us",
+			  round, (unsigned long long)data, (unsigned long long)zero,
+			  (unsigned long long)(now - before) / 1000000, (unsigned long long)dirty,
+			  (unsigned long long)predicted);
+		if (predicted <= (uint64_t)s->opt.downtime_target_ms * 1000)
+			return 0;
+		if ((s->opt.max_rounds && round >= s->opt.max_rounds) ||
+		    (s->opt.max_time_ms && (now - s->started_ns) / 1000000 >= s->opt.max_time_ms)) {
+			*limit_hit = true;
+			return 0;
+		}
+	}
+}
+
+/* Splits the dirty pages evenly among the streams, at words of the bitmap. */
+static void stripe(struct mem_sender *s, uint64_t dirty)
+{
+	uint64_t nwords = BITMAP_WORDS(s->opt.space.npages), word = 0, given = 0;
+
+	for (unsigned i = 0; i < s->opt.nstreams; i++) {
+		uint64_t upto = dirty * (i + 1) / s->opt.nstreams;
+		struct mem_worker *w = &s->workers[i];
+
+		w->final_first = word * 64;
+		while (word < nwords && (given < upto || i == s->opt.nstreams - 1))
+			given += (uint64_t)__builtin_popcountll(s->dirty[word++]);
+		w->final_end = word * 64 < s->opt.space.npages ? word * 64 : s->opt.space.npages;
+		if (w->final_first > w->final_end)
+			w->final_first = w->final_end;
+	}
+}
+
+int mem_sender_finish(struct mem_sender *s, struct error *err)
+{
+	uint64_t dirty;
+	int ret = failure(s, err);
+
+	if (ret < 0)
+		return ret;
+	if (!s->tracking)
+		return error_set(err, EINVAL, "memory transfer: finish before pre-copy");
+	ret = collect(s, &dirty, err);
+	if (ret < 0)
+		return ret;
+	atomic_store(&s->counters.remaining_pages, (int64_t)dirty);
+	atomic_fetch_add(&s->round, 1);
+	stripe(s, dirty);
+	ret = run_job(s, JOB_FINAL, err);
+	if (ret == 0)
+		bitmap_clear_range(s->dirty, 0, s->opt.space.npages);
+	return ret;
+}
+
+void mem_sender_cancel(struct mem_sender *s)
+{
+	struct error err = ERROR_INIT;
+
+	error_set(&err, ECANCELED, "memory transfer was cancelled");
+	mem_sender_fail(s, 0, &err);
+}
+
+void mem_sender_stats(struct mem_sender *s, struct mem_stats *out)
+{
+	int64_t remaining = atomic_load(&s->counters.remaining_pages);
+	uint64_t now = clock_now_ns(), wire = 0;
+
+	*out = (struct mem_stats){
+		.round = atomic_load(&s->round),
+		.total_bytes = atomic_load(&s->total_pages) * MEM_PAGE_BYTES,
+		.remaining_bytes = remaining > 0 ? (uint64_t)remaining * MEM_PAGE_BYTES : 0,
+		.sent_pages = atomic_load(&s->counters.data_pages),
+		.zero_pages = atomic_load(&s->counters.zero_pages),
+		.hole_pages = atomic_load(&s->counters.hole_pages),
+		.dirty_bytes_per_s = atomic_load(&s->dirty_rate),
+		.predicted_downtime_us = atomic_load(&s->predicted_us),
+	};
+	for (unsigned i = 0; i < s->opt.nstreams; i++)
+		wire += conn_bytes_sent(s->streams[i]);
+	out->wire_bytes = wire - atomic_load(&s->sent_before);
+	pthread_mutex_lock(&s->lock);
+	if (!s->stat_ns) {
+		s->stat_ns = now;
+		s->stat_pages = out->sent_pages;
+	} else if (now - s->stat_ns >= STAT_INTERVAL_NS) {
+		double sample = (double)(out->sent_pages - s->stat_pages) * MEM_PAGE_BYTES * 1e9 /
+				(double)(now - s->stat_ns);
+
+		s->stat_rate = s->stat_rate > 0 ? s->stat_rate + (sample - s->stat_rate) * 0.3 : sample;
+		s->stat_ns = now;
+		s->stat_pages = out->sent_pages;
+	}
+	out->rate_bytes_per_s = (uint64_t)s->stat_rate;
+	pthread_mutex_unlock(&s->lock);
+}
+
+void mem_sender_free(struct mem_sender *s)
+{
+	if (!s)
+		return;
+	atomic_store(&s->stop, true);
+	pthread_mutex_lock(&s->lock);
+	s->exiting = true;
+	pthread_cond_broadcast(&s->work);
+	pthread_cond_broadcast(&s->changed);
+	pthread_mutex_unlock(&s->lock);
+	for (unsigned i = 0; i < s->opt.nstreams; i++)
+		conn_shutdown(s->streams[i]);
+	for (unsigned i = 0; i < s->opt.nstreams; i++) {
+		if (s->workers[i].writer_started)
+			pthread_join(s->workers[i].writer, NULL);
+		if (s->workers[i].reader_started)
+			pthread_join(s->workers[i].reader, NULL);
+		mem_tx_release(&s->workers[i].tx);
+	}
+	if (s->tracking)
+		s->opt.dirty.stop(s->opt.dirty.opaque);
+	free(s->dirty);
+	pthread_cond_destroy(&s->work);
+	pthread_cond_destroy(&s->changed);
+	pthread_mutex_destroy(&s->lock);
+	free(s);
+}

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MEMXFER_STREAM_TX_H
+#define MEMXFER_STREAM_TX_H
+
+#include <stdatomic.h>
+#include <zstd.h>
+
+#include "memxfer/codec.h"
+#include "memxfer/compress_policy.h"
+
+/* What all streams of a sender add to; read by mem_sender_stats. */
+struct mem_tx_counters {
+	_Atomic uint64_t data_pages, zero_pages, hole_pages;
+	_Atomic int64_t remaining_pages;
+};
+
+/* The sending half of one stream: collects runs and pages into a frame, packs and sends it. One thread. */
+struct mem_tx {
+	struct conn *conn;
+	const struct mem_space *space;
+	struct mem_tx_counters *counters;
+	const atomic_bool *stop;
+	unsigned index, timeout_ms;
+	int zstd_level;
+	uint64_t epoch, sequence;
+	uint32_t round;
+	bool final;
+	struct mem_totals totals;
+	uint64_t last_send_ns;
+
+	uint32_t nruns, ndata;
+	struct mem_run last; /* the run being extended; encoded when the next begins */
+	uint8_t *head;	     /* header and runs */
+	uint8_t *payload, *packed;
+	ZSTD_CCtx *zstd;
+	struct compress_policy policy;
+};
+
+int mem_tx_init(struct mem_tx *tx, const struct mem_sender_options *opt, unsigned index,
+		struct mem_tx_counters *counters, const atomic_bool *stop, struct error *err);
+void mem_tx_release(struct mem_tx *tx);
+/* Adds the pages of [first, first+n) whose bits are set; sends frames as they fill. The dirty log of the
+ * range was cleared before. */
+int mem_tx_pages(struct mem_tx *tx, const uint64_t *bitmap, uint64_t first, uint64_t npages,
+		 struct error *err);
+int mem_tx_flush(struct mem_tx *tx, struct error *err);
+/* Sends what is collected, then a frame without pages. */
+int mem_tx_control(struct mem_tx *tx, enum mem_frame_type type, const void *payload, uint32_t len,
+		   struct error *err);
+
+#endif
