@@ -178,6 +178,8 @@ int vm_mark_powered_on(struct vm *vm, bool on, struct error *err)
 
 int vm_record(struct vm *vm, struct vm_record *out, struct error *err)
 {
+	if (!vm->record)
+		return error_set(err, EAGAIN, "VM %s: no record is open", vm->def.name);
 	return record_load(vm->record, out, err);
 }
 
