@@ -44,7 +44,12 @@ json_t *move_answer(struct vm *vm, json_t *request, struct error *err)
 {
 	char uuid[VM_UUID_CHARS + 1];
 	struct handover_report report;
-	if (ask_report_from_json(request, true, uuid, &report, err))
+	const char *peer = json_string_value(json_object_get(request, "peer"));
+	if (!peer) {
+		error_set(err, EPROTO, "ask: no peer");
+		return NULL;
+	}
+	if (ask_report_from_json(json_object_get(request, "report"), true, uuid, &report, err))
 		return NULL;
 	if (strcasecmp(uuid, vm->def.uuid)) {
 		error_set(err, ENOENT, "this process holds %s, not %s", vm->def.uuid, uuid);
@@ -71,7 +76,9 @@ json_t *move_answer(struct vm *vm, json_t *request, struct error *err)
 		self_now(vm, &self, &started);
 		if (vm_record(vm, &rec, err))
 			return NULL;
-		enum handover_action act = handover_decide(&rec, &self, &report);
+		/* What another than the other side of this VM says about it does not count. */
+		bool counts = !strcmp(rec.peer, peer);
+		enum handover_action act = counts ? handover_decide(&rec, &self, &report) : HANDOVER_ACT_NONE;
 		switch (act) {
 		case HANDOVER_ACT_ABORT:
 			error_set(&e, ECONNABORTED, "the destination does not know this attempt any more");
@@ -88,6 +95,8 @@ json_t *move_answer(struct vm *vm, json_t *request, struct error *err)
 			break;
 		case HANDOVER_ACT_NOTE:
 			rec.flags = handover_note(&rec, &report);
+			if (report.epoch > rec.peer_epoch)
+				rec.peer_epoch = report.epoch;
 			if (record_store(vm->record, &rec, &e))
 				log_warn("record: %s", e.message);
 			continue;

@@ -161,15 +161,13 @@ static int run_phases(struct arrival *a, struct frame *commit, struct error *err
 			else if (!strcmp(phase, "storage"))
 				rc = phase_storage(a, err);
 			else if (!strcmp(phase, "memory"))
-				rc = 0;
+				rc = arrival_receiver_start(a, err);
 			else if (!strcmp(phase, "prepare"))
 				rc = phase_prepare(a, err);
 			else
 				rc = error_set(err, EPROTO, "unknown phase \"%.32s\"", phase);
 			if (!rc)
 				rc = move_link_send(a->link, FRAME_PHASE_OK, f.json, err);
-			if (!rc && !strcmp(phase, "memory"))
-				rc = arrival_receiver_start(a, err);
 		}
 		frame_release(&f);
 		if (rc)

@@ -91,6 +91,8 @@ enum handover_action arrival_settle(struct arrival *a, const struct handover_rep
 			 (unsigned long long)(report ? report->epoch : 0), (unsigned long long)rec.epoch);
 		machine_pause(a->vm->machine, NULL);
 		rec.flags = handover_note(&rec, report);
+		if (report && report->epoch > rec.peer_epoch)
+			rec.peer_epoch = report->epoch;
 		record_store(a->vm->record, &rec, err);
 		vm_set_state(a->vm, VM_IN_DOUBT, reason);
 		break;

@@ -14,30 +14,12 @@
 static bool reread(struct arrival *a)
 {
 	struct vm *vm = a->vm;
-	struct record *r = NULL;
 	struct vm_record rec;
 	struct error err = ERROR_INIT;
-	/* The lock goes for an instant; a daemon that takes it meanwhile decides by the same rules, and this
-	 * process ends. */
-	pthread_mutex_lock(&vm->lock);
-	struct record *old = steal_ptr(vm->record);
-	pthread_mutex_unlock(&vm->lock);
-	record_close(old);
-	int rc = record_open(vm->cfg->state_dir, vm->def.uuid, &r, &err);
-	if (!rc)
-		rc = record_lock(r, 0, &err);
-	if (!rc)
-		rc = record_load(r, &rec, &err);
-	if (rc) {
-		record_close(r);
+	if (record_reload(vm->record, &rec, &err)) {
 		log_warn("record: %s", err.message);
-		if (rc == -EBUSY || rc == -ENOENT)
-			vm_request_quit(vm, 1);
-		return rc == -EBUSY || rc == -ENOENT;
+		return false;
 	}
-	pthread_mutex_lock(&vm->lock);
-	vm->record = r;
-	pthread_mutex_unlock(&vm->lock);
 	if (rec.state == HANDOVER_OWNER_UNCONFIRMED && rec.epoch == a->epoch) {
 		pthread_mutex_lock(&a->lock);
 		a->write_failed = false;

@@ -397,18 +397,24 @@ static int run_storage(struct move *mv, struct error *err)
 	return rc;
 }
 
-static int open_memory(struct move *mv, struct error *err)
+/* All channels are there before the first disk byte moves: what could be refused later is refused now. */
+static int dial_memory(struct move *mv, struct error *err)
 {
-	struct vm *vm = mv->vm;
-	int rc = phase_with_peer(mv, "memory", err);
-	for (unsigned i = 0; !rc && i < mv->opt.streams; i++) {
+	for (unsigned i = 0; i < mv->opt.streams; i++) {
 		struct conn *c;
-		rc = source_dial(mv, CHANNEL_MEMORY, mv->memory_token[i], &c, err);
+		int rc = source_dial(mv, CHANNEL_MEMORY, mv->memory_token[i], &c, err);
 		if (rc)
 			return rc;
 		SCOPE_LOCK(&mv->lock);
 		mv->memory[mv->nmemory++] = c;
 	}
+	return 0;
+}
+
+static int open_memory(struct move *mv, struct error *err)
+{
+	struct vm *vm = mv->vm;
+	int rc = phase_with_peer(mv, "memory", err);
 	if (rc)
 		return rc;
 	struct mem_sender_options so = {
@@ -728,6 +734,8 @@ static void *source_thread(void *arg)
 	source_set_phase(mv, MOVE_CONNECT, "connect");
 	source_ticker_start(mv);
 	int rc = connect_and_hello(mv, &err);
+	if (!rc)
+		rc = dial_memory(mv, &err);
 	if (!rc)
 		rc = run_storage(mv, &err);
 	if (!rc)

@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Every actor killed at every named point (docs/handover.md, "Who dies when"), on the native guest. After each: the outcome of the
+# table, never two running copies, nothing left over, and the next move works.
+#   POINTS, VICTIMS: subsets; SILENCE_MS: the hosts' silence limit
+source "$(dirname "$0")/lib.sh"
+require_kvm
+POINTS=${POINTS:-before-storage in-copy in-mirror in-precopy after-ready after-commit}
+VICTIMS=${VICTIMS:-source-snvmm destination-snvmm source-snmigrated destination-snmigrated link}
+DISK_MB=64
+hosts_up
+cases=0
+
+# What the table allows: "STATE@HOST:EXIT ..."
+expected() { # POINT VICTIM
+	case $2-$1 in
+	source-snvmm-after-commit) echo "running@b:0 crashed@a:8" ;;
+	source-snvmm-*) echo "crashed@a:8" ;;
+	destination-snvmm-after-commit) echo "running@a:4 crashed@b:8" ;;
+	destination-snvmm-*) echo "running@a:4" ;;
+	source-snmigrated-*) echo "running@b:0" ;;
+	destination-snmigrated-after-*) echo "running@b:0" ;;
+	destination-snmigrated-*) echo "running@b:0 running@a:4" ;;
+	link-after-commit) echo "running@b:0 running@b:6 running@a:4 running@a:6" ;;
+	link-*) echo "running@a:4" ;;
+	esac
+}
+pids_in() { # HOST COMM [ARGUMENT]
+	local p
+	for p in $(ip netns pids "$NS$1" 2>/dev/null); do
+		[ "$(cat "/proc/$p/comm" 2>/dev/null)" = "$2" ] || continue
+		[ -z "${3:-}" ] || tr '\0' ' ' <"/proc/$p/cmdline" | grep -q -- "$3" || continue
+		echo "$p"
+	done
+}
+snvmm_pid() { snvm "$1" info "$2" --json | jq -r .pid; }
+strike() { # VICTIM
+	case $1 in
+	source-snvmm) kill -KILL "$(snvmm_pid a "$vm")" ;;
+	destination-snvmm) kill -KILL $(pids_in b snvmm incoming) ;;
+	source-snmigrated) daemon_kill a ;;
+	destination-snmigrated) daemon_kill b ;;
+	link) link_cut b ;;
+	esac
+}
+mend() { # VICTIM
+	case $1 in
+	source-snmigrated) daemon_start a "SNM_FAULT=$fault" "SNM_FAULT_DIR=$T/fault" ;;
+	destination-snmigrated) daemon_start b ;;
+	link) sleep "$(awk "BEGIN { print $SILENCE_MS * 1.5 / 1000 }")"; link_heal b ;;
+	esac
+}
+# Where it settled, as "STATE@HOST"; empty while undecided. Two running copies end the test at once.
+outcome() {
+	local a b
+	a=$(vm_state a "$vm") b=$(vm_state b "$vm")
+	[ "$a" = running ] && [ "$b" = running ] && fail "TWO RUNNING COPIES of $vm"
+	case $a-$b in
+	running-absent) echo running@a ;;
+	absent-running) echo running@b ;;
+	crashed-absent) echo crashed@a ;;
+	absent-crashed) echo crashed@b ;;
+	esac
+}
+# No arrival, no stray process on either side, but for the VM's own where it runs.
+left_over() { # HOST RUNNING_HERE(0/1)
+	local n
+	[ -z "$(ls -A "$T/$1/state/incoming" 2>/dev/null)" ] || echo "host$1: incoming: $(ls "$T/$1/state/incoming")"
+	n=$(pids_in "$1" snvmm | wc -l); [ "$n" -eq "$2" ] || echo "host$1: $n snvmm for $2 VM"
+	n=$(pids_in "$1" qemu-nbd | wc -l); [ "$n" -eq "$2" ] || echo "host$1: $n qemu-nbd for $2 VM"
+	[ "$2" = 1 ] || [ ! -e "$(vm_dir "$1" "$vm")" ] || [ "$where" = "crashed@$1" ] || echo "host$1: the VM's folder is still there"
+}
+
+for point in $POINTS; do
+	for victim in $VICTIMS; do
+		cases=$((cases + 1)); vm=vm$cases
+		begin=$(date +%s%N)
+		daemon_kill a TERM
+		rm -rf "$T/fault"; mkdir "$T/fault"
+		fault=$point:hold
+		daemon_start a "SNM_FAULT=$fault" "SNM_FAULT_DIR=$T/fault"
+		native_vm a $vm 128M "ws=16 rate=20 touch=8 zero=1 disk=rw diskrate=200 hb=100 seed=$cases"
+		wait_touched a $vm
+		snmigrate a $vm hostb --with-storage --json >"$T/move.json" 2>"$T/move.err" &
+		mover=$!
+		for _ in $(seq 200); do [ -e "$T/fault/$point.hit" ] && break; sleep 0.05; done
+		[ -e "$T/fault/$point.hit" ] || { cat "$T/move.json" "$T/move.err"; fail "$victim at $point: the point was not reached"; }
+		strike "$victim"
+		sleep 0.1
+		touch "$T/fault/$point.go"
+		mend "$victim"
+		rc=0; wait $mover || rc=$?
+		where=
+		for _ in $(seq 300); do
+			where=$(outcome); [ -n "$where" ] && break
+			sleep 0.1
+		done
+		[ -n "$where" ] || fail "$victim at $point: undecided: hosta $(vm_state a $vm), hostb $(vm_state b $vm); exit $rc; $(tail -n 1 "$T/move.json")"
+		case " $(expected "$point" "$victim") " in
+		*" $where:$rc "*) ;;
+		*) fail "$victim at $point: $where, exit $rc; the table says $(expected "$point" "$victim"); $(tail -n 1 "$T/move.json")" ;;
+		esac
+		for _ in $(seq 100); do
+			rest=$(left_over a $([ "$where" = running@a ] && echo 1 || echo 0); left_over b $([ "$where" = running@b ] && echo 1 || echo 0))
+			[ -z "$rest" ] && break
+			sleep 0.1
+		done
+		[ -z "$rest" ] || fail "$victim at $point: left over: $rest"
+		# and the next move works, in the direction that is left
+		h=${where#*@}
+		[ "${where%@*}" = crashed ] && { snvm "$h" start $vm; }
+		hb=$(wait_hb "$h" $vm); assert_good "$hb"
+		for _ in 1 2 3 4 5 6 7 8; do
+			rc2=0; snmigrate "$h" $vm "host$(other "$h")" --with-storage --json >"$T/next.json" 2>&1 || rc2=$?
+			[ $rc2 = 3 ] || break # still unconfirmed for an instant
+			sleep 1
+		done
+		[ $rc2 = 0 ] || fail "$victim at $point: the next move: exit $rc2: $(tail -n 1 "$T/next.json")"
+		hb=$(wait_hb "$(other "$h")" $vm "$(hb_field "$hb" seq)"); assert_good "$hb"
+		snvm "$(other "$h")" stop --force $vm
+		snvm "$(other "$h")" delete $vm
+		echo "$victim at $point: $where, exit $rc ($(( ($(date +%s%N) - begin) / 1000000 )) ms)"
+	done
+done
+echo "figure: $cases deaths, each with the outcome of docs/handover.md"
