@@ -40,7 +40,6 @@ static const struct {
 	{KVM_CAP_VCPU_EVENTS, "VCPU_EVENTS"},
 	{KVM_CAP_DEBUGREGS, "DEBUGREGS"},
 	{KVM_CAP_XSAVE, "XSAVE"},
-	{KVM_CAP_XCRS, "XCRS"},
 	{KVM_CAP_MP_STATE, "MP_STATE"},
 	{KVM_CAP_SIGNAL_MSI, "SIGNAL_MSI"},
 };
@@ -79,6 +78,7 @@ int kvm_create_vm(struct machine *m, struct error *err)
 	if (m->vm_fd < 0)
 		return error_errno(err, m->vm_fd, "KVM_CREATE_VM");
 	struct kvm_caps *c = &m->caps;
+	c->xcrs = check(m, KVM_CAP_XCRS) > 0;
 	c->sregs2 = check(m, KVM_CAP_SREGS2) > 0;
 	c->tsc_control = check(m, KVM_CAP_TSC_CONTROL) > 0;
 	c->deadline_timer = check(m, KVM_CAP_TSC_DEADLINE_TIMER) > 0;

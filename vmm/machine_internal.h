@@ -21,6 +21,7 @@
 /* What this host's KVM can do. */
 struct kvm_caps {
 	bool manual_protect, initially_set, tsc_control, sregs2, deadline_timer;
+	bool xcrs; /* absent where the host CPU has no XSAVE */
 	unsigned xsave_bytes, nested_bytes;
 	size_t run_bytes;
 };

@@ -206,7 +206,8 @@ static int save(struct vcpu *v, struct state_writer *w, struct error *err)
 	put_blob(w, xsave, xsave_bytes);
 	struct kvm_xcrs xcrs;
 	memset(&xcrs, 0, sizeof xcrs);
-	GET(KVM_GET_XCRS, &xcrs, "XCRs");
+	if (c->xcrs)
+		GET(KVM_GET_XCRS, &xcrs, "XCRs");
 	put_blob(w, &xcrs, sizeof xcrs);
 	struct kvm_debugregs debug;
 	memset(&debug, 0, sizeof debug);
@@ -372,7 +373,8 @@ static int apply(struct vcpu *v, struct loaded *l, bool keep_tsc, struct error *
 		SET(KVM_SET_NESTED_STATE, l->nested, "nested state");
 	SET(KVM_SET_REGS, &l->regs, "registers");
 	SET(KVM_SET_XSAVE, l->xsave, "XSAVE area");
-	SET(KVM_SET_XCRS, &l->xcrs, "XCRs");
+	if (l->xcrs.nr_xcrs)
+		SET(KVM_SET_XCRS, &l->xcrs, "XCRs");
 	SET(KVM_SET_DEBUGREGS, &l->debug, "debug registers");
 	SET(KVM_SET_LAPIC, &l->lapic, "LAPIC");
 
