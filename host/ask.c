@@ -66,7 +66,7 @@ static int exchange(struct conn *conn, const char *uuid, const struct handover_r
 		return rc;
 	char about[VM_UUID_CHARS + 1];
 	if (f.type == FRAME_REFUSE) {
-		const char *why = json_string_value(json_object_get(f.json, "error"));
+		const char *why = json_string_value(json_object_get(f.json, "reason"));
 		rc = error_set(err, EREMOTE, "%s", why ? why : "refused without a reason");
 	} else if (f.type != FRAME_ANSWER) {
 		rc = error_set(err, EPROTO, "%s instead of an answer", frame_type_name(f.type));

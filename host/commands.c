@@ -1,0 +1,571 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/pidfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "host/daemon.h"
+#include "host/exit.h"
+#include "host/fsutil.h"
+#include "host/spawn.h"
+
+#define STOP_TIMEOUT_DEFAULT_MS 60000
+#define STOP_TIMEOUT_MAX_MS	86400000
+#define QUIT_TIMEOUT_MS		5000
+#define INFO_TIMEOUT_MS		2000
+#define LOG_TAIL_BYTES		(64u << 10)
+
+int reply_ok(struct jsonl *client, json_t *more)
+{
+	json_t *o = more ? more : json_object();
+	json_object_set_new(o, "ok", json_true());
+	int rc = jsonl_write(client, o, -1, NULL);
+	json_decref(o);
+	return rc;
+}
+
+/* ---- finding VMs and their processes
+ * ----------------------------------------------------------------------- */
+
+struct search {
+	const struct host_config *cfg;
+	const char *name;
+	struct vm_record *out;
+	bool found;
+};
+
+static int load_hint(const struct host_config *cfg, const char *uuid, struct vm_record *rec)
+{
+	struct record *r = NULL;
+	int rc = record_open(cfg->state_dir, uuid, &r, NULL);
+	if (!rc)
+		rc = record_load(r, rec, NULL);
+	record_close(r);
+	return rc;
+}
+
+static bool is_present(const struct vm_record *rec)
+{
+	return rec->state != HANDOVER_MOVED && rec->state != HANDOVER_ABANDONED;
+}
+
+static int search_each(void *opaque, const char *uuid)
+{
+	struct search *s = opaque;
+	struct vm_record rec;
+	if (load_hint(s->cfg, uuid, &rec) < 0 || (strcmp(rec.name, s->name) && strcmp(uuid, s->name)))
+		return 0;
+	/* a VM that is here goes before the tombstone of one with the same name */
+	if (!s->found || is_present(&rec))
+		*s->out = rec;
+	s->found = true;
+	return 0;
+}
+
+int vm_find(struct daemon *d, const char *name, struct vm_ref *out, struct error *err)
+{
+	memset(out, 0, sizeof *out);
+	struct search s = {.cfg = d->cfg, .name = name, .out = &out->rec};
+	int rc = record_list(d->cfg->state_dir, search_each, &s, err);
+	if (rc < 0)
+		return rc;
+	if (!s.found)
+		return error_set(err, ENOENT, "no VM named %.64s on host %s", name, d->cfg->name);
+	out->keeper = keeper_get(d, out->rec.uuid, err);
+	if (!out->keeper)
+		return err ? err->code : -ENOMEM;
+	return registry_path(d->cfg, out->rec.folder, out->dir, err);
+}
+
+/* The VM must be this host's: not one that moved away, or was given up. */
+static int find_present(struct daemon *d, json_t *request, struct vm_ref *vm, struct error *err)
+{
+	const char *name = json_string_value(json_object_get(request, "vm"));
+	if (!name)
+		return error_set(err, EINVAL, "the request names no VM");
+	int rc = vm_find(d, name, vm, err);
+	if (rc < 0 || is_present(&vm->rec))
+		return rc;
+	if (vm->rec.state == HANDOVER_MOVED)
+		return error_set(err, ENOENT, "VM %s is not on host %s any more: it moved to %s",
+				 vm->rec.name, d->cfg->name, vm->rec.peer);
+	return error_set(err, ENOENT, "no VM named %.64s on host %s", name, d->cfg->name);
+}
+
+int vm_connect(const struct vm_ref *vm, struct jsonl **out, struct error *err)
+{
+	char path[REGISTRY_PATH_BYTES + 16];
+	snprintf(path, sizeof path, "%s/snvmm.sock", vm->dir);
+	return jsonl_connect(path, 1000, out, err);
+}
+
+int vm_call(const struct vm_ref *vm, json_t *request, json_t **reply, int *exit_status, struct error *err)
+{
+	struct jsonl *j = NULL;
+	int rc = request ? vm_connect(vm, &j, err) : error_errno(err, ENOMEM, "request");
+	if (!rc)
+		rc = jsonl_call(j, request, reply, exit_status, DAEMON_CALL_TIMEOUT_MS, err);
+	jsonl_close(j);
+	json_decref(request);
+	return rc;
+}
+
+/* ---- what a VM looks like
+ * ---------------------------------------------------------------------------------- */
+
+static void absolute_paths(json_t *disks, const char *dir)
+{
+	size_t i;
+	json_t *disk;
+	json_array_foreach(disks, i, disk)
+	{
+		const char *path = json_string_value(json_object_get(disk, "path"));
+		char whole[2 * REGISTRY_PATH_BYTES];
+		if (path && *path != '/' && fs_join(whole, sizeof whole, dir, path, NULL) == 0)
+			json_object_set_new(disk, "path", jsonl_text(whole));
+	}
+}
+
+static json_t *describe_definition(const struct vm_ref *vm)
+{
+	struct vm_definition *def = malloc(sizeof *def);
+	json_t *o = json_object(), *disks = json_array();
+	CLEANUP_FD int dirfd = fs_open_dir(vm->dir, NULL);
+	if (def && dirfd >= 0 && registry_load_definition(dirfd, vm->dir, def, NULL) == 0) {
+		json_object_set_new(o, "memory_bytes", json_integer((json_int_t)def->memory_bytes));
+		json_object_set_new(o, "cpus", json_integer(def->cpus));
+		for (unsigned i = 0; i < def->ndisks; i++)
+			json_array_append_new(disks, json_pack("{s:s, s:o, s:s}", "id", def->disks[i].id,
+							       "path", jsonl_text(def->disks[i].path),
+							       "format", def->disks[i].format));
+	} else {
+		json_object_set_new(o, "memory_bytes", json_integer(0));
+		json_object_set_new(o, "cpus", json_integer(0));
+	}
+	json_object_set_new(o, "disks", disks);
+	free(def);
+	return o;
+}
+
+json_t *vm_describe(struct daemon *d, struct vm_ref *vm, bool always)
+{
+	json_t *reply = NULL, *o;
+	struct jsonl *j = NULL;
+	json_t *request = json_pack("{s:s}", "cmd", "info");
+	struct handover_self self = {.live = false};
+	if (vm_connect(vm, &j, NULL) == 0 && jsonl_call(j, request, &reply, NULL, INFO_TIMEOUT_MS, NULL) == 0)
+		self.live = true;
+	jsonl_close(j);
+	json_decref(request);
+	enum vm_state state = handover_vm_state(&vm->rec, &self, false);
+	if (!self.live && state == VM_ABSENT && !always)
+		return NULL;
+	if (self.live) {
+		o = json_incref(reply);
+		json_object_del(o, "ok");
+	} else {
+		o = describe_definition(vm);
+		json_object_set_new(o, "state", json_string(vm_state_name(state)));
+		json_object_set_new(o, "state_reason", jsonl_text(vm->rec.reason));
+		json_object_set_new(o, "migrating", json_null());
+	}
+	json_decref(reply);
+	json_object_set_new(o, "uuid", json_string(vm->rec.uuid));
+	json_object_set_new(o, "name", json_string(vm->rec.name));
+	json_object_set_new(o, "host", json_string(d->cfg->name));
+	json_object_set_new(o, "folder", jsonl_text(vm->dir));
+	json_object_set_new(o, "record", json_string(handover_state_name(vm->rec.state)));
+	json_object_set_new(o, "epoch", json_integer((json_int_t)vm->rec.epoch));
+	json_object_set_new(o, "peer", json_string(vm->rec.peer));
+	absolute_paths(json_object_get(o, "disks"), vm->dir);
+	return o;
+}
+
+struct listing {
+	struct daemon *daemon;
+	json_t *vms;
+};
+
+static int list_each(void *opaque, const char *uuid)
+{
+	struct listing *l = opaque;
+	struct vm_ref vm = {0};
+	if (load_hint(l->daemon->cfg, uuid, &vm.rec) == 0 &&
+	    registry_path(l->daemon->cfg, vm.rec.folder, vm.dir, NULL) == 0) {
+		json_t *o = vm_describe(l->daemon, &vm, false);
+		if (o)
+			json_array_append_new(l->vms, o);
+	}
+	return 0;
+}
+
+static int command_list(struct command_context *c, struct error *err)
+{
+	struct listing l = {.daemon = c->daemon, .vms = json_array()};
+	int rc = record_list(c->daemon->cfg->state_dir, list_each, &l, err);
+	if (rc < 0) {
+		json_decref(l.vms);
+		return EXIT_FAILED;
+	}
+	reply_ok(c->client, json_pack("{s:o}", "vms", l.vms));
+	return 0;
+}
+
+static int command_info(struct command_context *c, struct error *err)
+{
+	struct vm_ref vm;
+	if (find_present(c->daemon, c->request, &vm, err) < 0)
+		return EXIT_REFUSED;
+	reply_ok(c->client, json_pack("{s:o}", "vm", vm_describe(c->daemon, &vm, true)));
+	return 0;
+}
+
+/* ---- create and delete
+ * ------------------------------------------------------------------------------------- */
+
+static int command_create(struct command_context *c, struct error *err)
+{
+	const char *text = json_string_value(json_object_get(c->request, "definition"));
+	const char *origin = json_string_value(json_object_get(c->request, "origin"));
+	const char *base = json_string_value(json_object_get(c->request, "base_dir"));
+	CLEANUP_FREE struct vm_definition *def = malloc(sizeof *def);
+	if (!def || !text || !origin || !base || *base != '/')
+		return error_set(err, EINVAL, "malformed request to create a VM"), EXIT_USAGE;
+	struct vm_ref other;
+	int rc = vmdef_parse(text, strlen(text), origin, def, err);
+	if (!rc && vm_find(c->daemon, def->name, &other, NULL) == 0 && is_present(&other.rec))
+		rc = error_set(err, EEXIST, "a VM named %s is already on host %s", def->name,
+			       c->daemon->cfg->name);
+	if (!rc)
+		rc = registry_create_vm(c->daemon->cfg, def, base, json_object_get(c->request, "imports"),
+					err);
+	if (rc < 0)
+		return EXIT_REFUSED;
+	keeper_get(c->daemon, def->uuid, NULL);
+	log_info("VM %s created, %s", def->name, def->uuid);
+	reply_ok(c->client, json_pack("{s:s, s:s}", "name", def->name, "uuid", def->uuid));
+	return 0;
+}
+
+static int delete_locked(struct daemon *d, struct vm_ref *vm, struct record *r, json_t **left,
+			 struct error *err)
+{
+	int rc = record_load(r, &vm->rec, err);
+	if (!rc)
+		rc = handover_may_delete(&vm->rec, err);
+	if (!rc)
+		rc = keeper_empty_group(vm->keeper, err);
+	/* the files first: a record without files can be deleted again, files without a record would be
+	 * forgotten */
+	if (!rc)
+		rc = registry_delete_moved(d->cfg, vm->rec.folder, left, err);
+	return rc < 0 ? rc : record_remove(r, err);
+}
+
+static int command_delete(struct command_context *c, struct error *err)
+{
+	struct daemon *d = c->daemon;
+	struct vm_ref vm;
+	struct record *r = NULL;
+	json_t *left = NULL;
+	int rc = find_present(d, c->request, &vm, err);
+	if (rc < 0)
+		return EXIT_REFUSED;
+	pthread_mutex_lock(&vm.keeper->op);
+	if (keeper_is_live(vm.keeper))
+		rc = error_set(err, EBUSY, "VM %s is not stopped: snvm stop %s first", vm.rec.name,
+			       vm.rec.name);
+	if (!rc)
+		rc = record_open(d->cfg->state_dir, vm.rec.uuid, &r, err);
+	if (!rc)
+		rc = record_lock(r, 2000, err);
+	if (!rc)
+		rc = delete_locked(d, &vm, r, &left, err);
+	record_close(r);
+	pthread_mutex_unlock(&vm.keeper->op);
+	keeper_wake(vm.keeper);
+	if (rc < 0) {
+		json_decref(left);
+		return EXIT_REFUSED;
+	}
+	log_info("VM %s deleted", vm.rec.name);
+	reply_ok(c->client, json_pack("{s:o}", "left_behind", left));
+	return 0;
+}
+
+/* ---- start and stop
+ * ---------------------------------------------------------------------------------------- */
+
+/* "HH:MM:SS.mmm snvmm[1] NAME error: sentence" -> sentence; the last such line after offset. */
+static void last_error(const char *path, off_t offset, struct error *err)
+{
+	CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
+	CLEANUP_FREE char *text = malloc(LOG_TAIL_BYTES + 1);
+	off_t end = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
+	if (!text || end < 0)
+		return;
+	if (end - offset > (off_t)LOG_TAIL_BYTES || end < offset)
+		offset = end > (off_t)LOG_TAIL_BYTES ? end - (off_t)LOG_TAIL_BYTES : 0;
+	ssize_t n = pread(fd, text, LOG_TAIL_BYTES, offset);
+	if (n <= 0)
+		return;
+	text[n] = '\0';
+	char *save = NULL;
+	for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+		char *mark = strstr(line, " error: ");
+		if (mark)
+			error_set(err, EIO, "%s", mark + 8);
+	}
+}
+
+static int wait_started(struct vm_ref *vm, struct error *err)
+{
+	uint64_t deadline = clock_now_ms() + DAEMON_START_TIMEOUT_MS;
+	for (;;) {
+		json_t *request =
+			json_pack("{s:s, s:[i,i]}", "cmd", "hello", "versions", 1, DAEMON_SNVMM_PROTOCOL);
+		if (keeper_is_live(vm->keeper) && vm_call(vm, request, NULL, NULL, NULL) == 0)
+			return 0;
+		if (!keeper_is_live(vm->keeper))
+			return error_set(err, EIO, "snvmm ended at once");
+		if (clock_now_ms() >= deadline)
+			return error_set(err, ETIMEDOUT, "snvmm does not answer");
+		clock_sleep_ms(20);
+	}
+}
+
+static int spawn_vm(struct daemon *d, struct vm_ref *vm, const char *log_path, bool paused, bool forced,
+		    struct error *err)
+{
+	const char *argv[8] = {d->cfg->snvmm, "--config", d->cfg->path, "--vm", vm->rec.name};
+	unsigned n = 5;
+	if (paused)
+		argv[n++] = "--paused";
+	if (forced)
+		argv[n++] = "--forced";
+	struct spawn_options opt = {.group = vm->rec.uuid, .argv = argv, .log_path = log_path};
+	int rc = keeper_empty_group(vm->keeper, err);
+	if (rc < 0)
+		return rc;
+	pid_t pid = spawn_start(&opt, err);
+	if (pid < 0)
+		return (int)pid;
+	int pidfd = pidfd_open(pid, 0);
+	if (pidfd < 0)
+		return error_errno(err, errno, "pidfd_open");
+	keeper_attach(vm->keeper, pid, pidfd);
+	return 0;
+}
+
+int vm_start(struct daemon *d, struct vm_ref *vm, bool paused, bool forced, struct error *err)
+{
+	char rel[REGISTRY_FOLDER_BYTES], log_path[REGISTRY_PATH_BYTES];
+	snprintf(rel, sizeof rel, "logs/%s.log", vm->rec.name);
+	int rc = registry_path(d->cfg, rel, log_path, err);
+	if (rc < 0)
+		return rc;
+	pthread_mutex_lock(&vm->keeper->op);
+	struct stat st = {0};
+	stat(log_path, &st);
+	if (keeper_is_live(vm->keeper))
+		rc = error_set(err, EALREADY, "VM %s is already started", vm->rec.name);
+	/* as it is now: settling may have changed it since */
+	if (!rc && load_hint(d->cfg, vm->rec.uuid, &vm->rec) < 0)
+		rc = error_set(err, ENOENT, "VM %s is not there any more", vm->rec.name);
+	if (!rc && !forced)
+		rc = handover_may_start(&vm->rec, err);
+	if (!rc && strncmp(vm->rec.folder, "vms/", 4))
+		rc = error_set(err, EAGAIN, "VM %s has not got its place yet: try again", vm->rec.name);
+	if (!rc)
+		rc = spawn_vm(d, vm, log_path, paused, forced, err);
+	pthread_mutex_unlock(&vm->keeper->op);
+	if (rc < 0)
+		return rc;
+	rc = wait_started(vm, err);
+	if (rc == -EIO)
+		last_error(log_path, st.st_size, err);
+	return rc < 0 ? error_prefix(err, "VM %s does not start", vm->rec.name) : 0;
+}
+
+static int command_start(struct command_context *c, struct error *err)
+{
+	struct vm_ref vm;
+	if (find_present(c->daemon, c->request, &vm, err) < 0)
+		return EXIT_REFUSED;
+	bool paused = json_is_true(json_object_get(c->request, "paused"));
+	int rc = vm_start(c->daemon, &vm, paused, false, err);
+	if (rc < 0)
+		return rc == -EPERM || rc == -EALREADY || rc == -ENOENT || rc == -EAGAIN ? EXIT_REFUSED
+											 : EXIT_FAILED;
+	reply_ok(c->client, json_pack("{s:s}", "state", paused ? "paused" : "running"));
+	return 0;
+}
+
+/* A VM that is off is `stopped`, also if it had crashed. */
+static int mark_stopped(struct daemon *d, struct vm_ref *vm, struct error *err)
+{
+	struct record *r = NULL;
+	pthread_mutex_lock(&vm->keeper->op);
+	int rc = record_open(d->cfg->state_dir, vm->rec.uuid, &r, err);
+	if (!rc)
+		rc = record_lock(r, 2000, err);
+	if (!rc)
+		rc = record_load(r, &vm->rec, err);
+	if (!rc)
+		rc = handover_may_start(&vm->rec, err);
+	if (!rc && vm->rec.flags & RECORD_POWERED_ON) {
+		vm->rec.flags &= ~RECORD_POWERED_ON;
+		rc = record_store(r, &vm->rec, err);
+	}
+	record_close(r);
+	pthread_mutex_unlock(&vm->keeper->op);
+	return rc;
+}
+
+static bool wait_dead(struct keeper *k, unsigned timeout_ms)
+{
+	uint64_t deadline = clock_now_ms() + timeout_ms;
+	SCOPE_LOCK(&k->daemon->lock);
+	while (k->pidfd >= 0) {
+		if (clock_now_ms() >= deadline)
+			return false;
+		daemon_timed_wait(k->daemon, 100);
+	}
+	return true;
+}
+
+static int command_stop(struct command_context *c, struct error *err)
+{
+	struct daemon *d = c->daemon;
+	struct vm_ref vm;
+	if (find_present(d, c->request, &vm, err) < 0)
+		return EXIT_REFUSED;
+	bool force = json_is_true(json_object_get(c->request, "force"));
+	json_int_t timeout = json_integer_value(json_object_get(c->request, "timeout_ms"));
+	if (timeout <= 0 || timeout > STOP_TIMEOUT_MAX_MS)
+		timeout = STOP_TIMEOUT_DEFAULT_MS;
+	if (keeper_is_live(vm.keeper)) {
+		int status = EXIT_FAILED;
+		int rc = vm_call(&vm, json_pack("{s:s}", "cmd", force ? "quit" : "power-button"), NULL,
+				 &status, err);
+		/* a VMM that answers "not now" decides; one that does not answer is ended, if so ordered */
+		if (rc == -EREMOTE)
+			return status;
+		if (rc < 0 && !force)
+			return error_prefix(err, "VM %s", vm.rec.name), EXIT_FAILED;
+		bool dead = wait_dead(vm.keeper, force ? QUIT_TIMEOUT_MS : (unsigned)timeout);
+		if (!dead && !force) {
+			error_set(err, ETIMEDOUT,
+				  "VM %s did not power off within %lld s after its power button was pressed; "
+				  "--force ends it",
+				  vm.rec.name, (long long)timeout / 1000);
+			return EXIT_FAILED;
+		}
+		if (!dead &&
+		    (spawn_group_kill(vm.rec.uuid, err) < 0 || !wait_dead(vm.keeper, QUIT_TIMEOUT_MS)))
+			return EXIT_FAILED;
+	}
+	if (mark_stopped(d, &vm, err) < 0)
+		return EXIT_REFUSED;
+	/* "stopped" promises that nobody uses the disks any more */
+	if (spawn_group_wait_empty(vm.rec.uuid, DAEMON_GROUP_TIMEOUT_MS, err) < 0)
+		return EXIT_FAILED;
+	reply_ok(c->client, json_pack("{s:s}", "state", "stopped"));
+	return 0;
+}
+
+static int forward(struct command_context *c, const char *cmd, struct error *err)
+{
+	struct vm_ref vm;
+	int status = EXIT_FAILED;
+	if (find_present(c->daemon, c->request, &vm, err) < 0)
+		return EXIT_REFUSED;
+	if (!keeper_is_live(vm.keeper))
+		return error_set(err, ESRCH, "VM %s is not running", vm.rec.name), EXIT_REFUSED;
+	if (vm_call(&vm, json_pack("{s:s}", "cmd", cmd), NULL, &status, err) < 0)
+		return status ? status : EXIT_FAILED;
+	reply_ok(c->client, NULL);
+	return 0;
+}
+
+static int command_pause(struct command_context *c, struct error *err)
+{
+	return forward(c, "pause", err);
+}
+
+static int command_resume(struct command_context *c, struct error *err)
+{
+	return forward(c, "resume", err);
+}
+
+static int command_console(struct command_context *c, struct error *err)
+{
+	struct vm_ref vm;
+	struct stat st;
+	char path[REGISTRY_PATH_BYTES + 16];
+	if (find_present(c->daemon, c->request, &vm, err) < 0)
+		return EXIT_REFUSED;
+	snprintf(path, sizeof path, "%s/console.sock", vm.dir);
+	if (!keeper_is_live(vm.keeper))
+		return error_set(err, ESRCH, "VM %s is not running", vm.rec.name), EXIT_REFUSED;
+	if (stat(path, &st) < 0)
+		return error_set(err, ENOENT, "VM %s has no console socket (serial = socket)", vm.rec.name),
+		       EXIT_REFUSED;
+	reply_ok(c->client, json_pack("{s:o}", "path", jsonl_text(path)));
+	return 0;
+}
+
+/* ---- dispatch
+ * ---------------------------------------------------------------------------------------------- */
+
+static int command_hello(struct command_context *c, struct error *err)
+{
+	reply_ok(c->client, json_pack("{s:i, s:s, s:s, s:i}", "version", 1, "program", SNM_VERSION, "host",
+				      c->daemon->cfg->name, "pid", (int)getpid()));
+	return 0;
+}
+
+static const struct {
+	const char *name;
+	int (*run)(struct command_context *c, struct error *err);
+} commands[] = {{"hello", command_hello},     {"list", command_list},	   {"info", command_info},
+		{"create", command_create},   {"delete", command_delete},  {"start", command_start},
+		{"stop", command_stop},	      {"pause", command_pause},	   {"resume", command_resume},
+		{"console", command_console}, {"move", command_move},	   {"cancel", command_cancel},
+		{"watch", command_watch},     {"resolve", command_resolve}};
+
+void commands_serve(struct daemon *d, struct jsonl *client)
+{
+	for (;;) {
+		struct command_context c = {.daemon = d, .client = client};
+		struct error err = ERROR_INIT;
+		int rc = jsonl_read(client, &c.request, NULL, 0, &err);
+		if (rc == -EPROTO)
+			jsonl_write_error(client, EXIT_USAGE, &err);
+		if (rc < 0)
+			break;
+		const char *name = json_string_value(json_object_get(c.request, "cmd"));
+		size_t i = 0;
+		while (i < ARRAY_SIZE(commands) && (!name || strcmp(commands[i].name, name)))
+			i++;
+		int status = EXIT_USAGE;
+		if (i < ARRAY_SIZE(commands))
+			status = commands[i].run(&c, &err);
+		else
+			error_set(&err, EINVAL, "unknown request '%.32s'", name ? name : "");
+		if (status) {
+			log_info("%s: %s", name ? name : "request", err.message);
+			jsonl_write_error(client, status, &err);
+		}
+		json_decref(c.request);
+	}
+	jsonl_close(client);
+}
