@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "host/client.h"
+#include "host/exit.h"
+#include "tools/libsnvm/snvm.h"
+
+#define CALL_TIMEOUT_MS	     30000
+#define START_TIMEOUT_MS     90000
+#define DELETE_TIMEOUT_MS    300000
+#define STOP_SECONDS_DEFAULT 60
+#define STOP_SECONDS_MAX     86400
+
+static int simple(const struct snvm *s, int argc, char **argv, unsigned timeout_ms, json_t **reply)
+{
+	static const struct option none[] = {{0}};
+	if (getopt_long(argc, argv, "", none, NULL) != -1)
+		return snvm_usage_error("wrong usage of %s", argv[0]);
+	const char *name = snvm_one_name(argc, argv, optind);
+	if (!name)
+		return EXIT_USAGE;
+	return client_request("snvm", s->control, json_pack("{s:s, s:s}", "cmd", argv[0], "vm", name), reply,
+			      timeout_ms);
+}
+
+int snvm_pause(const struct snvm *s, int argc, char **argv)
+{
+	return simple(s, argc, argv, CALL_TIMEOUT_MS, NULL);
+}
+
+int snvm_resume(const struct snvm *s, int argc, char **argv)
+{
+	return simple(s, argc, argv, CALL_TIMEOUT_MS, NULL);
+}
+
+int snvm_delete(const struct snvm *s, int argc, char **argv)
+{
+	json_t *reply = NULL, *path;
+	size_t i;
+	int status = simple(s, argc, argv, DELETE_TIMEOUT_MS, &reply);
+	json_array_foreach(json_object_get(reply, "left_behind"), i, path)
+		printf("left behind: %s\n", json_string_value(path));
+	json_decref(reply);
+	return status;
+}
+
+int snvm_start(const struct snvm *s, int argc, char **argv)
+{
+	static const struct option options[] = {{"paused", no_argument, NULL, 'p'}, {0}};
+	bool paused = false;
+	int c;
+	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		if (c != 'p')
+			return snvm_usage_error("wrong usage of start");
+		paused = true;
+	}
+	const char *name = snvm_one_name(argc, argv, optind);
+	if (!name)
+		return EXIT_USAGE;
+	json_t *request = json_pack("{s:s, s:s, s:b}", "cmd", "start", "vm", name, "paused", paused);
+	return client_request("snvm", s->control, request, NULL, START_TIMEOUT_MS);
+}
+
+int snvm_stop(const struct snvm *s, int argc, char **argv)
+{
+	static const struct option options[] = {
+		{"force", no_argument, NULL, 'f'}, {"timeout", required_argument, NULL, 't'}, {0}};
+	bool force = false;
+	unsigned long seconds = STOP_SECONDS_DEFAULT;
+	char *end;
+	int c;
+	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		if (c == 'f') {
+			force = true;
+		} else if (c == 't') {
+			seconds = strtoul(optarg, &end, 10);
+			if (*optarg < '0' || *optarg > '9' || *end || seconds == 0 ||
+			    seconds > STOP_SECONDS_MAX)
+				return snvm_usage_error("--timeout %s: not a number from 1 to %d", optarg,
+							STOP_SECONDS_MAX);
+		} else {
+			return snvm_usage_error("wrong usage of stop");
+		}
+	}
+	const char *name = snvm_one_name(argc, argv, optind);
+	if (!name)
+		return EXIT_USAGE;
+	json_t *request = json_pack("{s:s, s:s, s:b, s:I}", "cmd", "stop", "vm", name, "force", force,
+				    "timeout_ms", (json_int_t)seconds * 1000);
+	return client_request("snvm", s->control, request, NULL, (unsigned)seconds * 1000 + CALL_TIMEOUT_MS);
+}
