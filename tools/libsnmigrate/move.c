@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "host/client.h"
+#include "host/exit.h"
+#include "tools/libsnmigrate/snmigrate.h"
+
+#define FIRST_REPLY_TIMEOUT_MS 60000
+#define CALL_TIMEOUT_MS	       60000
+#define POLL_MS		       250
+#define RECONNECT_MS	       30000 /* docs/handover.md, "What users see" */
+#define DOWNTIME_MAX_MS	       3600000
+
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int sig)
+{
+	interrupted = 1;
+}
+
+static void catch_interrupts(void)
+{
+	struct sigaction sa = {.sa_handler = on_interrupt};
+	sigaction(SIGINT, &sa, NULL);
+	sigaction(SIGTERM, &sa, NULL);
+	sigaction(SIGHUP, &sa, NULL);
+}
+
+/* What identifies the move when the daemon has to be asked anew. */
+struct session {
+	struct snmigrate *s;
+	struct display display;
+	char vm[64], uuid[40];
+	json_int_t epoch;
+	struct jsonl *link;
+};
+
+static void remember(struct session *m, const json_t *reply)
+{
+	const char *uuid = json_string_value(json_object_get(reply, "uuid"));
+	if (uuid)
+		snprintf(m->uuid, sizeof m->uuid, "%s", uuid);
+	m->epoch = json_integer_value(json_object_get(reply, "epoch"));
+}
+
+static json_t *watch_request(const struct session *m)
+{
+	json_t *o = json_pack("{s:s, s:s, s:I}", "cmd", "watch", "vm", m->vm, "epoch", m->epoch);
+	if (*m->uuid)
+		json_object_set_new(o, "uuid", json_string(m->uuid));
+	return o;
+}
+
+/* The daemon has gone: the move goes on without it, and a new one will know. */
+static int reconnect(struct session *m, struct error *err)
+{
+	uint64_t deadline = clock_now_ms() + RECONNECT_MS;
+	jsonl_close(m->link);
+	m->link = NULL;
+	display_note(&m->display, "the daemon went away; the move goes on, looking for it for %d s",
+		     RECONNECT_MS / 1000);
+	do {
+		clock_sleep_ms(POLL_MS);
+		int status = 0;
+		json_t *request = watch_request(m), *reply = NULL;
+		int rc = client_connect(m->s->control, &m->link, err);
+		if (!rc)
+			rc = jsonl_call(m->link, request, &reply, &status, FIRST_REPLY_TIMEOUT_MS, err);
+		json_decref(request);
+		json_decref(reply);
+		if (!rc)
+			return 0;
+		jsonl_close(m->link);
+		m->link = NULL;
+	} while (!interrupted && clock_now_ms() < deadline);
+	return -ETIMEDOUT;
+}
+
+static int leave(struct session *m)
+{
+	/* not an outcome: the move has none yet */
+	display_note(&m->display,
+		     "the move of VM %s goes on; \"snmigrate watch %s\" follows it, \"snmigrate cancel %s\" "
+		     "ends it",
+		     m->vm, m->vm, m->vm);
+	return 128 + SIGINT;
+}
+
+static int follow(struct session *m)
+{
+	char reason[512];
+	for (;;) {
+		json_t *event = NULL;
+		struct error err = ERROR_INIT;
+		if (interrupted)
+			return leave(m);
+		int rc = jsonl_read(m->link, &event, NULL, POLL_MS, &err);
+		if (rc == -ETIMEDOUT)
+			continue;
+		if (rc < 0) {
+			if (reconnect(m, &err) == 0)
+				continue;
+			if (interrupted)
+				return leave(m);
+			snprintf(reason, sizeof reason,
+				 "snmigrated does not answer; the move of VM %s goes on by itself: start "
+				 "snmigrated again, then see snmigrate watch %s",
+				 m->vm, m->vm);
+			return display_failure(&m->display, "in-doubt", EXIT_IN_DOUBT, reason);
+		}
+		if (json_object_get(event, "result")) {
+			int status = display_end(&m->display, event);
+			json_decref(event);
+			return status;
+		}
+		display_event(&m->display, event);
+		json_decref(event);
+	}
+}
+
+/* The first request, then the events. */
+static int run(struct session *m, json_t *request)
+{
+	struct error err = ERROR_INIT;
+	int status = EXIT_REFUSED;
+	json_t *reply = NULL;
+	catch_interrupts();
+	int rc = client_connect(m->s->control, &m->link, &err);
+	if (!rc)
+		rc = jsonl_call(m->link, request, &reply, &status, FIRST_REPLY_TIMEOUT_MS, &err);
+	json_decref(request);
+	if (rc < 0) {
+		static const char *const results[] = {[EXIT_REFUSED] = "refused",
+						      [EXIT_FAILED] = "failed",
+						      [EXIT_CANCELLED] = "cancelled",
+						      [EXIT_IN_DOUBT] = "in-doubt",
+						      [EXIT_CRASHED] = "crashed"};
+		const char *result = NULL;
+		if (status > 0 && status < (int)(sizeof results / sizeof *results))
+			result = results[status];
+		status = display_failure(&m->display, result ? result : "failed",
+					 status ? status : EXIT_FAILED, err.message);
+	} else {
+		remember(m, reply);
+		status = follow(m);
+	}
+	json_decref(reply);
+	jsonl_close(m->link);
+	return status;
+}
+
+static int parse_downtime(const char *arg, json_t *options)
+{
+	char *end;
+	unsigned long ms = strtoul(arg, &end, 10);
+	if (*arg < '0' || *arg > '9' || *end || ms == 0 || ms > DOWNTIME_MAX_MS)
+		return snmigrate_usage_error("--max-downtime %s: not a number of milliseconds", arg);
+	json_object_set_new(options, "max_downtime_ms", json_integer((json_int_t)ms));
+	return 0;
+}
+
+int snmigrate_move(struct snmigrate *s, int argc, char **argv)
+{
+	static const struct option known[] = {
+		{"with-storage", no_argument, NULL, 's'},  {"json", no_argument, NULL, 'j'},
+		{"keep-source", no_argument, NULL, 'k'},   {"suspend", no_argument, NULL, 'p'},
+		{"no-tls", no_argument, NULL, 'n'},	   {"max-downtime", required_argument, NULL, 'd'},
+		{"control", required_argument, NULL, 'c'}, {0}};
+	json_t *options = json_object();
+	bool json = false;
+	int c, status = 0;
+	while (!status && (c = getopt_long(argc, argv, "", known, NULL)) != -1) {
+		switch (c) {
+		case 's':
+			json_object_set_new(options, "with_storage", json_true());
+			break;
+		case 'j':
+			json = true;
+			break;
+		case 'k':
+			json_object_set_new(options, "keep_source", json_true());
+			break;
+		case 'p':
+			json_object_set_new(options, "suspend", json_true());
+			break;
+		case 'n':
+			json_object_set_new(options, "no_tls", json_true());
+			break;
+		case 'd':
+			status = parse_downtime(optarg, options);
+			break;
+		case 'c':
+			s->control = optarg;
+			break;
+		default:
+			status = snmigrate_usage_error("wrong usage of move");
+		}
+	}
+	if (!status && argc - optind != 2)
+		status = snmigrate_usage_error("a move takes a VM and a host");
+	if (!status && (strlen(argv[optind]) > 63 || strlen(argv[optind + 1]) > 63))
+		status = snmigrate_usage_error("names have at most 63 characters");
+	if (status) {
+		json_decref(options);
+		return status;
+	}
+	const char *vm = argv[optind], *host = argv[optind + 1];
+	struct session m = {.s = s};
+	snprintf(m.vm, sizeof m.vm, "%s", vm);
+	display_begin(&m.display, json, vm, host);
+	return run(&m, json_pack("{s:s, s:s, s:s, s:o}", "cmd", "move", "vm", vm, "host", host, "options",
+				 options));
+}
+
+int snmigrate_watch(struct snmigrate *s, int argc, char **argv)
+{
+	static const struct option known[] = {
+		{"json", no_argument, NULL, 'j'}, {"control", required_argument, NULL, 'c'}, {0}};
+	bool json = false;
+	int c;
+	while ((c = getopt_long(argc, argv, "", known, NULL)) != -1) {
+		if (c == 'j')
+			json = true;
+		else if (c == 'c')
+			s->control = optarg;
+		else
+			return snmigrate_usage_error("wrong usage of watch");
+	}
+	if (argc - optind != 1 || strlen(argv[optind]) > 63)
+		return snmigrate_usage_error("watch takes one VM");
+	struct session m = {.s = s};
+	snprintf(m.vm, sizeof m.vm, "%s", argv[optind]);
+	display_begin(&m.display, json, m.vm, "");
+	return run(&m, watch_request(&m));
+}
+
+int snmigrate_cancel(struct snmigrate *s, int argc, char **argv)
+{
+	static const struct option known[] = {{"control", required_argument, NULL, 'c'}, {0}};
+	int c;
+	while ((c = getopt_long(argc, argv, "", known, NULL)) != -1) {
+		if (c != 'c')
+			return snmigrate_usage_error("wrong usage of cancel");
+		s->control = optarg;
+	}
+	if (argc - optind != 1)
+		return snmigrate_usage_error("cancel takes one VM");
+	return client_request("snmigrate", s->control,
+			      json_pack("{s:s, s:s}", "cmd", "cancel", "vm", argv[optind]), NULL,
+			      CALL_TIMEOUT_MS);
+}

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef TOOLS_SNMIGRATE_H
+#define TOOLS_SNMIGRATE_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* One function a subcommand; argv[0] is its name. They return the exit status (host/exit.h). */
+struct snmigrate {
+	const char *control; /* --control, or NULL */
+};
+
+int snmigrate_move(struct snmigrate *s, int argc, char **argv);
+int snmigrate_watch(struct snmigrate *s, int argc, char **argv);
+int snmigrate_cancel(struct snmigrate *s, int argc, char **argv);
+int snmigrate_resolve(struct snmigrate *s, int argc, char **argv);
+int snmigrate_pki(struct snmigrate *s, int argc, char **argv);
+
+/* "snmigrate: message" and exit status 2. */
+int snmigrate_usage_error(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* tools/libsnmigrate/display.c: what a person sees of a move. */
+struct display {
+	bool json;     /* the events as they are, one a line */
+	bool terminal; /* one line that is rewritten; else a line a phase */
+	double percent;
+	char phase[32];
+	char vm[64], host[64];
+	unsigned width; /* of what stands on the line */
+};
+void display_begin(struct display *d, bool json, const char *vm, const char *host);
+void display_event(struct display *d, json_t *event);
+/* The last line; returns the exit status that it carries. */
+int display_end(struct display *d, json_t *event);
+/* A sentence between events (on stderr). */
+void display_note(struct display *d, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* With --json every end has a last line: made here when no move began, or nothing is known of its end. */
+int display_failure(struct display *d, const char *result, int exit_status, const char *reason);
+
+#endif

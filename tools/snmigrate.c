@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The command people type. */
+#include <getopt.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "host/exit.h"
+#include "tools/libsnmigrate/snmigrate.h"
+
+static const struct {
+	const char *name;
+	int (*run)(struct snmigrate *s, int argc, char **argv);
+} subcommands[] = {{"move", snmigrate_move},
+		   {"watch", snmigrate_watch},
+		   {"cancel", snmigrate_cancel},
+		   {"resolve", snmigrate_resolve},
+		   {"pki", snmigrate_pki}};
+
+static void usage(FILE *out)
+{
+	fputs("Usage: snmigrate VM HOST [OPTION...]          the same as snmigrate move VM HOST\n"
+	      "       snmigrate move VM HOST [OPTION...]     move a running VM to another host\n"
+	      "         --with-storage      its disks as well (needed for a VM with local disks)\n"
+	      "         --max-downtime MS   the longest stop of the guest to aim at (50)\n"
+	      "         --keep-source       keep the source's files, under a name that nothing can start\n"
+	      "         --suspend           leave the guest paused at the destination\n"
+	      "         --json              one JSON object a line, the last one with \"result\"\n"
+	      "       snmigrate watch VM [--json]            follow a move under way\n"
+	      "       snmigrate cancel VM                    end it; the VM stays where it is\n"
+	      "       snmigrate resolve VM [--run-here [--yes-the-other-host-is-off] | --give-up]\n"
+	      "                                              settle a VM that is in doubt\n"
+	      "       snmigrate pki init DIR [--days N]      make a certificate authority\n"
+	      "       snmigrate pki issue DIR NAME ADDRESS... [--days N]\n"
+	      "                                              make the certificate of a host\n"
+	      "\n"
+	      "  --control SOCKET   the daemon of this host (also $SNMIGRATE_CONTROL; else as "
+	      "/etc/snmigrate/snmigrated.ini says)\n"
+	      "  --help, --version\n"
+	      "\n"
+	      "Exit status: 0 moved; 2 wrong usage; 3 refused, nothing touched; 4 failed, the VM is at the "
+	      "source as before;\n"
+	      "5 cancelled, likewise; 6 in doubt, paused, the message says what to do; 7 moved, but the "
+	      "source is not cleaned\n"
+	      "up; 8 the VM runs nowhere (crashed).\n",
+	      out);
+}
+
+int snmigrate_usage_error(const char *fmt, ...)
+{
+	va_list ap;
+	va_start(ap, fmt);
+	fputs("snmigrate: ", stderr);
+	vfprintf(stderr, fmt, ap);
+	fputs(" (try snmigrate --help)\n", stderr);
+	va_end(ap);
+	return EXIT_USAGE;
+}
+
+int main(int argc, char **argv)
+{
+	static const struct option options[] = {{"control", required_argument, NULL, 'c'},
+						{"help", no_argument, NULL, 'h'},
+						{"version", no_argument, NULL, 'V'},
+						{0}};
+	struct snmigrate s = {0};
+	log_init("snmigrate");
+	signal(SIGPIPE, SIG_IGN);
+	/* The short form may begin with options: find the first word that is none. */
+	int at = 1;
+	while (at < argc && argv[at][0] == '-') {
+		if (!strcmp(argv[at], "--help") || !strcmp(argv[at], "-h")) {
+			usage(stdout);
+			return 0;
+		}
+		if (!strcmp(argv[at], "--version")) {
+			printf("snmigrate %s\n", SNM_VERSION);
+			return 0;
+		}
+		/* options that take an argument of their own */
+		at += !strcmp(argv[at], "--control") || !strcmp(argv[at], "--max-downtime") ? 2 : 1;
+	}
+	if (at >= argc) {
+		usage(stderr);
+		return EXIT_USAGE;
+	}
+	if (!strcmp(argv[at], "help")) {
+		usage(stdout);
+		return 0;
+	}
+	for (size_t i = 0; i < ARRAY_SIZE(subcommands); i++) {
+		if (strcmp(argv[at], subcommands[i].name))
+			continue;
+		/* what stands before the subcommand */
+		int c, before = at;
+		opterr = 0;
+		argv[0] = (char *)"snmigrate";
+		while ((c = getopt_long(before, argv, "+", options, NULL)) != -1) {
+			if (c != 'c')
+				return snmigrate_usage_error("wrong option before %s", argv[at]);
+			s.control = optarg;
+		}
+		optind = 0; /* getopt begins anew */
+		opterr = 1;
+		return subcommands[i].run(&s, argc - at, argv + at);
+	}
+	optind = 0;
+	return snmigrate_move(&s, argc, argv);
+}
