@@ -1,0 +1,336 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A receiver against a source that sends well-checksummed nonsense, and a sender against such a destination.
+ */
+#include <zstd.h>
+
+#include "memxfer/codec.h"
+#include "tests/unit/memxfer/harness.h"
+
+#define NPAGES 1500u
+#define EPOCH  7u
+
+static struct mem_space space;
+static struct mem_receiver *receiver;
+static struct conn *a[2], *b[2];
+static uint64_t sequence[2];
+
+static void receiver_open(void)
+{
+	struct mem_receiver_options opt = {.streams = b, .nstreams = 2, .timeout_ms = 2000, .epoch = EPOCH};
+	struct error err = ERROR_INIT;
+
+	space = space_create(NPAGES);
+	connect_streams(false, 2, a, b);
+	opt.space = space;
+	sequence[0] = sequence[1] = 0;
+	ck_assert_int_eq(mem_receiver_start(&opt, &receiver, &err), 0);
+}
+
+static void receiver_close(void)
+{
+	mem_receiver_free(receiver);
+	close_streams(2, a);
+	close_streams(2, b);
+	space_check_guard(&space);
+	space_free(&space);
+}
+
+static void send_frame(unsigned stream, struct mem_header h, const struct mem_run *runs, const void *payload)
+{
+	static uint8_t raw[MEM_HEADER_BYTES + MEM_BODY_MAX];
+	uint8_t *body = raw + MEM_HEADER_BYTES;
+	size_t runs_len = h.nruns * MEM_RUN_BYTES;
+
+	for (uint32_t i = 0; i < h.nruns; i++)
+		mem_run_encode(body + i * MEM_RUN_BYTES, &runs[i]);
+	if (h.wire_len)
+		memcpy(body + runs_len, payload, h.wire_len);
+	if (!h.epoch)
+		h.epoch = EPOCH;
+	if (!h.stream)
+		h.stream = (uint16_t)stream;
+	h.sequence += sequence[stream]++;
+	h.body_sum ^= mem_body_sum(body, runs_len, body + runs_len, h.wire_len);
+	mem_header_encode(raw, &h);
+	(void)conn_write_full(a[stream], raw, MEM_HEADER_BYTES + runs_len + h.wire_len, 2000, NULL);
+}
+
+static uint8_t page[2 * MEM_PAGE_BYTES];
+
+static void send_data(unsigned stream, uint64_t first, unsigned flags)
+{
+	struct mem_run run = {first, 1, MEM_RUN_DATA};
+	struct mem_header h = {.type = MEM_FRAME_PAGES,
+			       .flags = (uint16_t)flags,
+			       .nruns = 1,
+			       .raw_len = MEM_PAGE_BYTES,
+			       .wire_len = MEM_PAGE_BYTES};
+
+	memset(page, 'x', sizeof page);
+	send_frame(stream, h, &run, page);
+}
+
+static void send_control(unsigned stream, enum mem_frame_type type)
+{
+	send_frame(stream, (struct mem_header){.type = (uint16_t)type}, NULL, NULL);
+}
+
+static void send_end(unsigned stream, struct mem_totals t)
+{
+	uint8_t raw[MEM_TOTALS_BYTES];
+
+	mem_totals_encode(raw, &t);
+	send_frame(stream,
+		   (struct mem_header){.type = MEM_FRAME_END, .raw_len = sizeof raw, .wire_len = sizeof raw},
+		   NULL, raw);
+}
+
+/* The reply stream of `stream` up to an ERROR frame, whose sentence comes back. */
+static const char *error_sentence(unsigned stream)
+{
+	static char text[MEM_SENTENCE_MAX + 1];
+	uint8_t raw[MEM_HEADER_BYTES];
+	struct mem_header h;
+
+	for (;;) {
+		ck_assert_int_eq(conn_read_full(a[stream], raw, sizeof raw, 2000, NULL), 0);
+		ck_assert_int_eq(mem_header_decode(raw, &h, NULL), 0);
+		ck_assert_int_eq(conn_read_full(a[stream], text, h.wire_len, 2000, NULL), 0);
+		text[h.wire_len] = '\0';
+		if (h.type == MEM_FRAME_ERROR)
+			return text;
+	}
+}
+
+static void expect_failure(unsigned stream, int code, const char *mention)
+{
+	struct error err = ERROR_INIT;
+	const char *sentence = error_sentence(stream);
+
+	ck_assert_int_eq(mem_receiver_wait(receiver, &err), code);
+	ck_assert_msg(strstr(err.message, mention) != NULL, "\"%s\" does not mention %s", err.message,
+		      mention);
+	ck_assert_msg(strstr(sentence, mention) != NULL, "\"%s\" does not mention %s", sentence, mention);
+	ck_assert_uint_eq(space_populated(&space, NULL), 0);
+}
+
+static const struct {
+	struct mem_run run[2];
+	unsigned stream, nruns, flags, raw_pages;
+	const char *mention;
+} tables[] = {
+	{{{NPAGES, 1, MEM_RUN_DATA}}, 0, 1, 0, 1, "outside"},
+	{{{NPAGES - 1, 2, MEM_RUN_DATA}}, 0, 1, 0, 2, "outside"},
+	{{{UINT64_MAX, 2, MEM_RUN_DATA}}, 0, 1, 0, 2, "outside"},
+	{{{UINT64_MAX / MEM_PAGE_BYTES, 1, MEM_RUN_DATA}}, 0, 1, 0, 1, "outside"},
+	{{{0, UINT32_MAX, MEM_RUN_ZERO}}, 0, 1, 0, 0, "outside"},
+	{{{511, 2, MEM_RUN_DATA}}, 0, 1, 0, 2, "crosses"},
+	{{{0, 1, MEM_RUN_DATA}}, 1, 1, 0, 1, "belongs to stream 0"},
+	{{{0, 1, 9}}, 0, 1, 0, 0, "unknown kind"},
+	/* The first run is good and must not be written either. */
+	{{{0, 1, MEM_RUN_DATA}, {NPAGES, 1, MEM_RUN_DATA}}, 0, 2, 0, 2, "outside"},
+	{{{0, 1, MEM_RUN_DATA}, {1, 2, MEM_RUN_DATA}}, 0, 2, 0, 2, "data pages but"},
+	{{{0, 1, MEM_RUN_DATA}}, 0, 1, MEM_FLAG_FINAL, 1, "before the barrier"},
+	{{{0, 2, MEM_RUN_DATA}}, 0, 1, MEM_FLAG_ZSTD, 2, "unpacking"},
+};
+
+START_TEST(test_bad_run_tables)
+{
+	struct mem_header h = {.type = MEM_FRAME_PAGES,
+			       .flags = (uint16_t)tables[_i].flags,
+			       .nruns = tables[_i].nruns,
+			       .raw_len = tables[_i].raw_pages * MEM_PAGE_BYTES};
+
+	h.wire_len = h.flags & MEM_FLAG_ZSTD ? 100 : h.raw_len;
+	memset(page, 'x', sizeof page);
+	send_frame(tables[_i].stream, h, tables[_i].run, page);
+	expect_failure(tables[_i].stream, -EPROTO, tables[_i].mention);
+}
+END_TEST
+
+/* Packed data that unpack to less or more than the runs say. */
+START_TEST(test_packed_length_lies)
+{
+	static uint8_t raw[4 * MEM_PAGE_BYTES];
+	uint8_t packed[1000];
+	struct mem_run run = {0, 2, MEM_RUN_DATA};
+	struct mem_header h = {
+		.type = MEM_FRAME_PAGES, .flags = MEM_FLAG_ZSTD, .nruns = 1, .raw_len = 2 * MEM_PAGE_BYTES};
+	size_t n = ZSTD_compress(packed, sizeof packed, raw, (_i ? 4 : 1) * MEM_PAGE_BYTES, 1);
+
+	ck_assert(!ZSTD_isError(n));
+	h.wire_len = (uint32_t)n;
+	send_frame(0, h, &run, packed);
+	expect_failure(0, -EPROTO, _i ? "unpacking" : "unpacks to 4096 bytes");
+}
+END_TEST
+
+START_TEST(test_wrong_epoch)
+{
+	send_frame(0, (struct mem_header){.type = MEM_FRAME_BEAT, .epoch = EPOCH + 1}, NULL, NULL);
+	expect_failure(0, -EPROTO, "epoch 8, this is 7");
+}
+END_TEST
+
+START_TEST(test_wrong_stream)
+{
+	send_frame(0, (struct mem_header){.type = MEM_FRAME_BEAT, .stream = 1}, NULL, NULL);
+	expect_failure(0, -EPROTO, "of stream 1");
+}
+END_TEST
+
+START_TEST(test_wrong_sequence)
+{
+	send_frame(0, (struct mem_header){.type = MEM_FRAME_BEAT, .sequence = 1}, NULL, NULL);
+	expect_failure(0, -EPROTO, "number 1 where 0 was due");
+}
+END_TEST
+
+START_TEST(test_wrong_body_checksum)
+{
+	struct mem_run run = {0, 1, MEM_RUN_HOLE};
+
+	send_frame(0, (struct mem_header){.type = MEM_FRAME_PAGES, .nruns = 1, .body_sum = 1}, &run, NULL);
+	expect_failure(0, -EBADMSG, "checksum");
+}
+END_TEST
+
+START_TEST(test_frames_out_of_place)
+{
+	static const struct {
+		enum mem_frame_type first, second;
+		const char *mention;
+	} t[] = {
+		{MEM_FRAME_ACK, 0, "not the source's to send"},
+		{MEM_FRAME_ERROR, 0, "not the source's to send"},
+		{MEM_FRAME_END, 0, "without a barrier"},
+		{MEM_FRAME_BARRIER, MEM_FRAME_BARRIER, "second barrier"},
+		{MEM_FRAME_BARRIER, MEM_FRAME_PAGES, "belongs before"},
+	};
+
+	if (t[_i].first == MEM_FRAME_BARRIER)
+		send_control(1, MEM_FRAME_BARRIER);
+	if (t[_i].first == MEM_FRAME_END)
+		send_end(0, (struct mem_totals){0});
+	else
+		send_control(0, t[_i].first);
+	if (t[_i].second == MEM_FRAME_PAGES)
+		send_data(0, 0, 0);
+	else if (t[_i].second)
+		send_control(0, t[_i].second);
+	expect_failure(0, -EPROTO, t[_i].mention);
+}
+END_TEST
+
+START_TEST(test_totals_must_agree)
+{
+	send_control(0, MEM_FRAME_BARRIER);
+	send_control(1, MEM_FRAME_BARRIER);
+	send_end(0, (struct mem_totals){.frames = 1, .data_pages = 1});
+	expect_failure(0, -EPROTO, "counted 1 data");
+}
+END_TEST
+
+/* A final frame that overtakes an earlier one of another stream must wait for it. */
+START_TEST(test_barrier_orders_streams)
+{
+	struct error err = ERROR_INIT;
+
+	send_control(0, MEM_FRAME_BARRIER);
+	send_data(0, 512, MEM_FLAG_FINAL); /* stream 1's region */
+	send_end(0, (struct mem_totals){.frames = 2, .data_pages = 1});
+	usleep(100000);
+	ck_assert_uint_eq(space_populated(&space, NULL), 0);
+	send_data(1, 512, 0);
+	send_control(1, MEM_FRAME_BARRIER);
+	send_end(1, (struct mem_totals){.frames = 2, .data_pages = 1});
+	ck_assert_msg(mem_receiver_wait(receiver, &err) == 0, "%s", err.message);
+	ck_assert_uint_eq(space.base[512 * MEM_PAGE_BYTES], 'x');
+}
+END_TEST
+
+START_TEST(test_end_in_the_middle)
+{
+	struct error err = ERROR_INIT;
+
+	send_control(0, MEM_FRAME_BEAT);
+	conn_shutdown(a[0]);
+	ck_assert_int_eq(mem_receiver_wait(receiver, &err), -ENODATA);
+	ck_assert_msg(strstr(err.message, "before its end") != NULL, "%s", err.message);
+}
+END_TEST
+
+/* The other way round: what a destination may not answer. */
+START_TEST(test_sender_checks_answers)
+{
+	static const struct {
+		struct mem_header h;
+		const char *mention;
+	} t[] = {
+		{{.type = MEM_FRAME_ACK, .epoch = EPOCH}, "acknowledged an end before it came"},
+		{{.type = MEM_FRAME_BARRIER, .epoch = EPOCH}, "sent a frame of type barrier"},
+		{{.type = MEM_FRAME_BEAT, .epoch = EPOCH + 1}, "another stream, epoch or time"},
+		{{.type = MEM_FRAME_BEAT, .epoch = EPOCH, .stream = 1}, "another stream, epoch or time"},
+		{{.type = MEM_FRAME_BEAT, .epoch = EPOCH, .sequence = 1}, "another stream, epoch or time"},
+		{{.type = MEM_FRAME_BEAT, .epoch = EPOCH, .body_sum = 1}, "checksum"},
+		{{.type = MEM_FRAME_ERROR, .epoch = EPOCH, .raw_len = 6, .wire_len = 6},
+		 "the destination says: no\?\?m!"},
+	};
+	struct mem_space src = space_create(600);
+	struct conn *sa[1], *sb[1];
+	struct fake_log log;
+	struct mem_sender_options opt = {.space = src,
+					 .dirty = fake_source(&log, 600),
+					 .streams = sa,
+					 .nstreams = 1,
+					 .timeout_ms = 2000,
+					 .epoch = EPOCH};
+	struct mem_header h = t[_i].h;
+	struct mem_sender *s;
+	struct error err = ERROR_INIT;
+	uint8_t raw[MEM_HEADER_BYTES];
+	bool limit;
+
+	connect_streams(false, 1, sa, sb);
+	ck_assert_int_eq(mem_sender_create(&opt, &s, &err), 0);
+	h.body_sum ^= mem_body_sum(NULL, 0, "no\n\x1bm!", h.wire_len);
+	mem_header_encode(raw, &h);
+	ck_assert_int_eq(conn_write_full(sb[0], raw, sizeof raw, 1000, NULL), 0);
+	ck_assert_int_eq(conn_write_full(sb[0], "no\n\x1bm!", h.wire_len, 1000, NULL), 0);
+	ck_assert_int_lt(mem_sender_precopy(s, &limit, &err), 0);
+	ck_assert_msg(strstr(err.message, t[_i].mention) != NULL, "%s", err.message);
+	mem_sender_free(s);
+	close_streams(1, sa);
+	close_streams(1, sb);
+	space_free(&src);
+	free(log.bits);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("hostile");
+	TCase *tc = tcase_create("receiver"), *tx = tcase_create("sender");
+	SRunner *runner;
+	int failed;
+
+	tcase_add_checked_fixture(tc, receiver_open, receiver_close);
+	tcase_add_loop_test(tc, test_bad_run_tables, 0, (int)(sizeof tables / sizeof tables[0]));
+	tcase_add_loop_test(tc, test_packed_length_lies, 0, 2);
+	tcase_add_test(tc, test_wrong_epoch);
+	tcase_add_test(tc, test_wrong_stream);
+	tcase_add_test(tc, test_wrong_sequence);
+	tcase_add_test(tc, test_wrong_body_checksum);
+	tcase_add_loop_test(tc, test_frames_out_of_place, 0, 5);
+	tcase_add_test(tc, test_totals_must_agree);
+	tcase_add_test(tc, test_barrier_orders_streams);
+	tcase_add_test(tc, test_end_in_the_middle);
+	tcase_add_loop_test(tx, test_sender_checks_answers, 0, 7);
+	suite_add_tcase(suite, tc);
+	suite_add_tcase(suite, tx);
+	runner = srunner_create(suite);
+	srunner_run_all(runner, CK_ENV);
+	failed = srunner_ntests_failed(runner);
+	srunner_free(runner);
+	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
