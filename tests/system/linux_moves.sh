@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# A Debian guest with two ext4 disks, two vCPUs, fsync recorders and an open TCP connection moves host1 -> host2, then
+# back and forth, MOVES times in all; then every record that arrived is on its disks.
+source "$(dirname "$0")/linux_lib.sh"
+require_lab
+MOVES=${MOVES:-2}
+linux_up
+here=host1 there=host2
+for ((n = 1; n <= MOVES; n++)); do
+	step "move $n"
+	linux_move $here $there
+	swap=$here here=$there there=$swap
+done
+step "the guest is powered off and judged"
+linux_judge $here
+echo "figure: $MOVES moves of a Linux guest; longest gap of the counter's connection: $("$work/guest/collector" summary "$work/counter.log" | jq -c .)"
+step passed
