@@ -160,7 +160,7 @@ host_initrd_locked() {
 	echo "$out"
 }
 
-HOST_PROGRAMS=(dash bash qemu-nbd qemu-img qemu-io ip bridge tc ss socat openssl jq strace e2fsck mke2fs debugfs dumpe2fs
+HOST_PROGRAMS=(dash bash qemu-nbd qemu-img qemu-io ip bridge tc ss socat openssl jq strace e2fsck mke2fs debugfs dumpe2fs chattr
 	nbdinfo nbdcopy fio dd cp mv tar stat nft tcpdump ethtool gdb lsof losetup unshare nsenter setpriv sqlite3)
 
 # The host's root file system but for this project's own programs.
