@@ -203,8 +203,8 @@ static int take_lock(const struct host_config *cfg, struct error *err)
 	return steal_fd(&fd);
 }
 
-/* Arrivals that no record knows: their snvmm died before the record, or after it was forgotten. */
-static void sweep_incoming(struct daemon *d)
+/* Arrivals without a record: a live one is adopted by its keeper, what a dead one left is removed by it. */
+static void keep_arrivals(struct daemon *d)
 {
 	char path[REGISTRY_PATH_BYTES];
 	if (registry_path(d->cfg, "incoming", path, NULL) < 0)
@@ -212,23 +212,15 @@ static void sweep_incoming(struct daemon *d)
 	DIR *dir = opendir(path);
 	struct dirent *de;
 	while (dir && (de = readdir(dir))) {
-		char uuid[VM_UUID_CHARS + 1], rel[REGISTRY_FOLDER_BYTES + 16];
+		char uuid[VM_UUID_CHARS + 1], rel[REGISTRY_FOLDER_BYTES];
 		if (de->d_name[0] == '.')
 			continue;
 		snprintf(uuid, sizeof uuid, "%s", de->d_name);
 		snprintf(rel, sizeof rel, "incoming/%.200s", de->d_name);
-		struct record *r = NULL;
-		struct vm_record rec;
-		struct error err = ERROR_INIT;
-		bool known = vm_uuid_valid(uuid) && record_open(d->cfg->state_dir, uuid, &r, NULL) == 0 &&
-			     (record_load(r, &rec, NULL) < 0 || !strcmp(rec.folder, rel));
-		record_close(r);
-		if (known)
-			continue;
-		if (registry_remove_incoming(d->cfg, rel, &err) < 0)
-			log_warn("%s: %s", rel, err.message);
+		if (vm_uuid_valid(uuid))
+			keeper_get(d, uuid, NULL);
 		else
-			log_info("removed %s, which no record knows", rel);
+			registry_remove_incoming(d->cfg, rel, NULL);
 	}
 	if (dir)
 		closedir(dir);
@@ -289,7 +281,7 @@ int daemon_run(const struct host_config *cfg, struct error *err)
 	rc = keepers_start(d, err);
 	if (rc < 0)
 		return rc;
-	sweep_incoming(d);
+	keep_arrivals(d);
 	log_info("host %s serves %s and %s, state in %s", cfg->name, cfg->listen, cfg->control,
 		 cfg->state_dir);
 	rc = serve(d, tcp, control, signals);

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <dirent.h>
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
@@ -180,15 +181,45 @@ static void watch_process(struct keeper *k, int pidfd)
 	pthread_cond_broadcast(&k->daemon->changed);
 }
 
-/* Somebody holds the record's lock: the live snvmm, or whoever answers a question just now. */
-static bool adopt(struct keeper *k, const struct vm_record *rec)
+/* Calls each with every folder of an arrival of this VM, "incoming/UUID-EPOCH"; a non-zero return ends it. */
+static int each_arrival(struct keeper *k, int (*each)(struct keeper *k, const char *rel, void *opaque),
+			void *opaque)
 {
-	struct vm_ref vm = {.rec = *rec, .keeper = k};
+	char path[REGISTRY_PATH_BYTES], rel[REGISTRY_FOLDER_BYTES];
+	int rc = registry_path(k->daemon->cfg, "incoming", path, NULL);
+	DIR *dir = rc < 0 ? NULL : opendir(path);
+	struct dirent *de;
+	while (dir && !rc && (de = readdir(dir))) {
+		if (strncmp(de->d_name, k->uuid, VM_UUID_CHARS) || de->d_name[VM_UUID_CHARS] != '-')
+			continue;
+		snprintf(rel, sizeof rel, "incoming/%.200s", de->d_name);
+		rc = each(k, rel, opaque);
+	}
+	if (dir)
+		closedir(dir);
+	return rc;
+}
+
+static int remove_one(struct keeper *k, const char *rel, void *opaque)
+{
+	log_info("removing %s, which no record knows", rel);
+	return registry_remove_incoming(k->daemon->cfg, rel, opaque);
+}
+
+static int remove_arrivals(struct keeper *k, struct error *err)
+{
+	return each_arrival(k, remove_one, err);
+}
+
+/* 1 when the snvmm that listens in this folder is the VM's, and is watched now. */
+static int adopt_in(struct keeper *k, const char *rel, void *opaque)
+{
+	struct vm_ref vm = {.keeper = k};
 	struct jsonl *j = NULL;
 	struct ucred cred;
 	socklen_t len = sizeof cred;
-	if (registry_path(k->daemon->cfg, rec->folder, vm.dir, NULL) < 0 || vm_connect(&vm, &j, NULL) < 0)
-		return false;
+	if (registry_path(k->daemon->cfg, rel, vm.dir, NULL) < 0 || vm_connect(&vm, &j, NULL) < 0)
+		return 0;
 	json_t *request = json_pack("{s:s, s:[i,i]}", "cmd", "hello", "versions", 1, DAEMON_SNVMM_PROTOCOL),
 	       *reply = NULL;
 	struct error err = ERROR_INIT;
@@ -204,13 +235,31 @@ static bool adopt(struct keeper *k, const struct vm_record *rec)
 	json_decref(reply);
 	jsonl_close(j);
 	if (pidfd < 0) {
-		log_warn("VM %s: cannot adopt its snvmm: %s", rec->name,
-			 err.code ? err.message : strerror(errno));
-		return false;
+		log_warn("%s: cannot adopt its snvmm: %s", rel, err.code ? err.message : strerror(errno));
+		return 0;
 	}
-	log_info("VM %s: adopted snvmm %d", rec->name, (int)cred.pid);
+	log_info("%s: adopted snvmm %d", rel, (int)cred.pid);
 	keeper_attach(k, cred.pid, pidfd);
-	return true;
+	return 1;
+}
+
+/*
+ * Somebody holds the record's lock, or there is no record yet: the live snvmm, in its place or still
+ * arriving, is found by its socket. rec, which may be NULL, is a hint: an arrival keeps the record of the
+ * attempt before it until it is prepared.
+ */
+static bool adopt(struct keeper *k, const struct vm_record *rec)
+{
+	char rel[REGISTRY_FOLDER_BYTES];
+	if (rec && adopt_in(k, rec->folder, NULL))
+		return true;
+	if (rec) {
+		/* renamed, but not noted yet */
+		registry_vm_rel(rec->name, rel);
+		if (adopt_in(k, rel, NULL))
+			return true;
+	}
+	return each_arrival(k, adopt_in, NULL) > 0;
 }
 
 /* The last line of the move gets what only the cleaning daemon knows. */
@@ -423,11 +472,17 @@ static bool look(struct keeper *k, unsigned *asked)
 	int rc = record_open(d->cfg->state_dir, k->uuid, &r, &err);
 	if (rc == -ENOENT) {
 		pthread_mutex_lock(&k->op);
-		rc = keeper_empty_group(k, &err);
+		/* an arrival has no record before it is prepared */
+		bool arriving = keeper_is_live(k) || adopt(k, NULL);
+		rc = arriving ? 1 : keeper_empty_group(k, &err);
+		if (!rc)
+			rc = remove_arrivals(k, &err);
 		pthread_mutex_unlock(&k->op);
 		if (rc < 0)
 			log_error("VM %s: %s", k->uuid, err.message);
-		return rc < 0;
+		if (rc < 0)
+			rest(k, ASK_INTERVAL_MS);
+		return rc != 0;
 	}
 	bool more = true;
 	pthread_mutex_lock(&k->op);
