@@ -228,20 +228,28 @@ static int on_disk(struct parser *p, const struct ini_entry *e, struct error *er
 	return rc ? rc : once(&p->item_seen, bit, e, err);
 }
 
+static int hex_digit(char c)
+{
+	if (c >= '0' && c <= '9')
+		return c - '0';
+	c |= 0x20;
+	return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+/* By hand: sscanf's %2x takes "0x" for a number. */
 static int parse_mac(const char *s, uint8_t mac[6])
 {
-	unsigned v[6];
-	int used = 0;
-	if (strlen(s) != 17 ||
-	    sscanf(s, "%2x:%2x:%2x:%2x:%2x:%2x%n", &v[0], &v[1], &v[2], &v[3], &v[4], &v[5], &used) != 6 ||
-	    used != 17)
-		return -EINVAL;
 	unsigned sum = 0;
+	if (strlen(s) != 17)
+		return -EINVAL;
 	for (int i = 0; i < 6; i++) {
-		mac[i] = (uint8_t)v[i];
-		sum |= v[i];
+		int high = hex_digit(s[3 * i]), low = hex_digit(s[3 * i + 1]);
+		if (high < 0 || low < 0 || (i < 5 && s[3 * i + 2] != ':'))
+			return -EINVAL;
+		mac[i] = (uint8_t)(high << 4 | low);
+		sum |= mac[i];
 	}
-	return (v[0] & 1) || !sum ? -EINVAL : 0;
+	return (mac[0] & 1) || !sum ? -EINVAL : 0;
 }
 
 static int on_net(struct parser *p, const struct ini_entry *e, struct error *err)

@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <check.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "host/config.h"
+#include "host/ini.h"
+
+static char dir[128], path[160];
+static struct host_config *cfg;
+static struct error err;
+
+#define TLS "[tls]\nca = ca.pem\ncert = h1.pem\nkey = /etc/h1.key\n"
+
+static void setup(void)
+{
+	strcpy(dir, "/tmp/test_config.XXXXXX");
+	ck_assert(mkdtemp(dir) != NULL);
+	snprintf(path, sizeof path, "%s/h.ini", dir);
+	err = ERROR_INIT;
+	cfg = NULL;
+}
+
+static void teardown(void)
+{
+	host_config_free(cfg);
+	unlink(path);
+	rmdir(dir);
+}
+
+static int load(const char *text)
+{
+	FILE *f = fopen(path, "w");
+	fputs(text, f);
+	fclose(f);
+	return host_config_load(path, &cfg, &err);
+}
+
+static void refused(const char *text, unsigned line, const char *says)
+{
+	char place[300];
+	snprintf(place, sizeof place, "%s:%u: ", path, line);
+	ck_assert_int_eq(load(text), -EINVAL);
+	if (line)
+		ck_assert_msg(!strncmp(err.message, place, strlen(place)), "%s", err.message);
+	ck_assert_msg(strstr(err.message, says) != NULL, "%s", err.message);
+}
+
+START_TEST(everything_is_read)
+{
+	ck_assert_msg(load("# a host\n[host]\nname = h1 ; ours\nlisten = 10.0.0.1\nstate-dir = state\n" TLS
+			   "[peer h2]\naddress = h2.example:99\n[peer h3]\naddress = [fd00::3]\n"
+			   "[network]\nbridges = br0, br1\n"
+			   "[limits]\nsilence-ms = 1000\nmax-incoming = 3\nallow-no-tls = "
+			   "yes\n[programs]\nsnvmm = /x/snvmm\n") == 0,
+		      "%s", err.message);
+	char want[300];
+	ck_assert_str_eq(cfg->path, path);
+	ck_assert_str_eq(cfg->name, "h1");
+	ck_assert_str_eq(cfg->listen, "10.0.0.1:16516");
+	snprintf(want, sizeof want, "%s/state", dir);
+	ck_assert_str_eq(cfg->state_dir, want);
+	snprintf(want, sizeof want, "%s/state/control.sock", dir);
+	ck_assert_str_eq(cfg->control, want);
+	snprintf(want, sizeof want, "%s/ca.pem", dir);
+	ck_assert_str_eq(cfg->ca, want);
+	ck_assert_str_eq(cfg->key, "/etc/h1.key");
+	ck_assert_uint_eq(cfg->npeers, 2);
+	ck_assert_str_eq(host_config_peer(cfg, "h2")->address, "h2.example:99");
+	ck_assert_str_eq(host_config_peer(cfg, "h3")->address, "[fd00::3]:16516");
+	ck_assert_ptr_null(host_config_peer(cfg, "h1"));
+	ck_assert_str_eq(cfg->bridges, "br0, br1");
+	ck_assert_uint_eq(cfg->silence_ms, 1000);
+	ck_assert_uint_eq(cfg->max_incoming, 3);
+	ck_assert(cfg->allow_no_tls);
+	ck_assert_str_eq(cfg->snvmm, "/x/snvmm");
+}
+END_TEST
+
+START_TEST(defaults)
+{
+	ck_assert_int_eq(load("[host]\nname=h1\nstate-dir=/var/lib/s\n" TLS), 0);
+	ck_assert_str_eq(cfg->listen, "0.0.0.0:16516");
+	ck_assert_str_eq(cfg->control, "/var/lib/s/control.sock");
+	ck_assert_uint_eq(cfg->silence_ms, 10000);
+	ck_assert_uint_eq(cfg->max_incoming, 8);
+	ck_assert_uint_eq(cfg->drain_timeout_ms, 5000);
+	ck_assert(!cfg->allow_no_tls);
+	ck_assert_msg(strstr(cfg->snvmm, "/snvmm") != NULL, "%s", cfg->snvmm);
+}
+END_TEST
+
+static const struct {
+	const char *text;
+	unsigned line;
+	const char *says;
+} bad[] = {
+	{"[host]\nname = h1\nnonsense\n", 3, "expected 'key = value'"},
+	{"[host\n", 1, "without ']'"},
+	{"[host] x\n", 1, "text after"},
+	{"name = h1\n", 1, "before the first [section]"},
+	{"[hosts]\n", 1, "unknown section [hosts]"},
+	{"[host]\nnam = h1\n", 2, "unknown key 'nam'"},
+	{"[host]\nname = h1\nname = h2\n", 3, "given twice"},
+	{"[host]\nname = -h1\n", 2, "not a host name"},
+	{"[host]\nname =\n", 2, "not a host name"},
+	{"[host]\nlisten = :16516\n", 2, "not ADDRESS:PORT"},
+	{"[host]\nlisten = h1:99999\n", 2, "no valid port"},
+	{"[host]\nlisten = fd00::1\n", 2, "in brackets"},
+	{"[peer]\n", 1, "not a host name"},
+	{"[peer h2]\naddress = a\n[peer h2]\n", 3, "given twice"},
+	{"[peer h2]\nport = 1\n", 2, "unknown key 'port'"},
+	{"[limits]\nsilence-ms = fast\n", 2, "not a number"},
+	{"[limits]\nsilence-ms = 0\n", 2, "not a number from"},
+	{"[limits]\nallow-no-tls = perhaps\n", 2, "neither yes nor no"},
+	{"[host]\nname = \x01\n", 2, "control character"},
+	{"[host]\nstate-dir = /x\n" TLS, 0, "[host] name is missing"},
+	{"[host]\nname = h1\n" TLS, 0, "[host] state-dir is missing"},
+	{"[host]\nname = h1\nstate-dir = /x\n", 0, "[tls] ca is missing"},
+	{"[host]\nname = h1\nstate-dir = /x\n" TLS "[peer h2]\n", 0, "[peer h2] address is missing"},
+};
+
+START_TEST(bad_input_names_file_and_line)
+{
+	refused(bad[_i].text, bad[_i].line, bad[_i].says);
+}
+END_TEST
+
+START_TEST(missing_file)
+{
+	ck_assert_int_eq(host_config_load("/nonexistent/h.ini", &cfg, &err), -ENOENT);
+	ck_assert_msg(strstr(err.message, "/nonexistent/h.ini") != NULL, "%s", err.message);
+}
+END_TEST
+
+START_TEST(state_dir_too_long_for_its_socket)
+{
+	char text[600], longest[201];
+	memset(longest, 'a', 200);
+	longest[200] = '\0';
+	snprintf(text, sizeof text, "[host]\nname = h1\nstate-dir = /%s\n" TLS, longest);
+	refused(text, 0, "set [host] control");
+	snprintf(text, sizeof text, "[host]\nname = h1\nstate-dir = /%s\ncontrol = /run/c.sock\n" TLS,
+		 longest);
+	ck_assert_int_eq(load(text), 0);
+}
+END_TEST
+
+static int count(void *opaque, const struct ini_entry *e, struct error *why)
+{
+	unsigned *n = opaque;
+	(*n)++;
+	if (e->key && !strcmp(e->key, "long"))
+		ck_assert_uint_eq(strlen(e->value), 2000);
+	if (e->key && !strcmp(e->key, "c"))
+		ck_assert_str_eq(e->value, "a;b#c");
+	if (e->key && !strcmp(e->key, "eq"))
+		ck_assert_str_eq(e->value, "x=y = z");
+	return 0;
+}
+
+START_TEST(ini_long_lines_comments_and_equals)
+{
+	char text[4096];
+	unsigned n = 0;
+	int at = snprintf(
+		text, sizeof text,
+		"\xef\xbb\xbf[s label one]\r\nc = a;b#c ; comment\r\neq = x=y = z\n\n  # comment\nlong = ");
+	memset(text + at, 'v', 2000);
+	strcpy(text + at + 2000, "\nlast=1");
+	ck_assert_msg(ini_parse_text(text, strlen(text), "t", count, &n, &err) == 0, "%s", err.message);
+	ck_assert_uint_eq(n, 5);
+}
+END_TEST
+
+START_TEST(ini_refuses_what_is_too_long)
+{
+	CLEANUP_FREE char *text = malloc(INI_LINE_MAX_BYTES + 64);
+	unsigned n = 0;
+	int at = sprintf(text, "[s]\nk = ");
+	memset(text + at, 'v', INI_LINE_MAX_BYTES);
+	text[at + INI_LINE_MAX_BYTES] = '\0';
+	ck_assert_int_eq(ini_parse_text(text, strlen(text), "t", count, &n, &err), -EINVAL);
+	ck_assert_msg(!strncmp(err.message, "t:2: line longer", 16), "%s", err.message);
+}
+END_TEST
+
+START_TEST(sizes)
+{
+	static const struct {
+		const char *text;
+		int rc;
+		uint64_t bytes;
+	} cases[] = {{"512", 0, 512},
+		     {"2G", 0, UINT64_C(2) << 30},
+		     {"1MiB", 0, 1 << 20},
+		     {"3k", 0, 3072},
+		     {"16T", 0, UINT64_C(16) << 40},
+		     {"", -EINVAL, 0},
+		     {"-1", -EINVAL, 0},
+		     {"1X", -EINVAL, 0},
+		     {"1GB", -EINVAL, 0},
+		     {"99999999999T", -EINVAL, 0},
+		     {"18446744073709551616", -EINVAL, 0}};
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		uint64_t v = 0;
+		ck_assert_msg(size_parse(cases[i].text, &v) == cases[i].rc, "%s", cases[i].text);
+		if (!cases[i].rc)
+			ck_assert_uint_eq(v, cases[i].bytes);
+	}
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("config");
+	TCase *tc = tcase_create("config");
+	tcase_add_checked_fixture(tc, setup, teardown);
+	tcase_add_test(tc, everything_is_read);
+	tcase_add_test(tc, defaults);
+	tcase_add_loop_test(tc, bad_input_names_file_and_line, 0, ARRAY_SIZE(bad));
+	tcase_add_test(tc, missing_file);
+	tcase_add_test(tc, state_dir_too_long_for_its_socket);
+	tcase_add_test(tc, ini_long_lines_comments_and_equals);
+	tcase_add_test(tc, ini_refuses_what_is_too_long);
+	tcase_add_test(tc, sizes);
+	suite_add_tcase(s, tc);
+	SRunner *sr = srunner_create(s);
+	srunner_run_all(sr, CK_NORMAL);
+	int failed = srunner_ntests_failed(sr);
+	srunner_free(sr);
+	return failed != 0;
+}
