@@ -147,6 +147,8 @@ step "its records arrive"
 "$repo/tools/lab" net "$work/guest/collector" watch 10.77.0.100 7000 "$work/counter.log" &
 collector_pids+=($!)
 wait_for 60 "100 records from the guest" has_records 100
+lab net busybox nc 10.77.0.100 7002 </dev/null >"$work/dmesg"
+grep -q 'Linux version' "$work/dmesg" || fail "the guest does not send its kernel's messages"
 
 step "the power button ends it cleanly, and every record that arrived is on its disks"
 lab exec host1 sh -c 'echo system_powerdown | socat - UNIX:/var/lib/guest/monitor >/dev/null' </dev/null
@@ -181,7 +183,12 @@ fi
 grep -q 'acknowledged and are not on the disk' "$work/err"
 
 step "down leaves nothing"
+kill "${collector_pids[@]}" 2>/dev/null || true
+wait "${collector_pids[@]}" 2>/dev/null || true
+collector_pids=()
+lab net sleep 1000 &
 lab down
+wait $! 2>/dev/null || true
 if pgrep -f -- "$LAB_DIR" >"$work/left"; then fail "processes are left: $(<"$work/left")"; fi
 [[ ! -e $LAB_DIR ]] || fail "$LAB_DIR is left"
 step passed
