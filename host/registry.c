@@ -350,7 +350,7 @@ int registry_keep(const struct host_config *cfg, const char *rel, const char *na
 int registry_remove_incoming(const struct host_config *cfg, const char *rel, struct error *err)
 {
 	char path[REGISTRY_PATH_BYTES];
-	if (strncmp(rel, "incoming/", 9) || !rel[9] || strchr(rel + 9, '/'))
+	if (strncmp(rel, "incoming/", 9) || !rel[9] || rel[9] == '.' || strchr(rel + 9, '/'))
 		return error_set(err, EINVAL, "%s is not the folder of an arrival", rel);
 	int rc = registry_path(cfg, rel, path, err);
 	if (!rc)
