@@ -10,6 +10,7 @@
 
 #include "base/bytes.h"
 #include "base/cleanup.h"
+#include "vmm/power.h"
 
 unsigned boot_memory_map(struct machine *m, struct boot_map map[BOOT_MAP_MAX])
 {
@@ -152,6 +153,24 @@ int machine_set_kernel(struct machine *m, const char *kernel, const char *initrd
 	return 0;
 }
 
+/* A kernel that reboots by way of the BIOS jumps to the processor's reset vector in real mode; Debian's does.
+ */
+static void write_reset_vector(struct machine *m)
+{
+	static const uint8_t code[] = {
+		0xba,
+		POWER_RESET_PORT & 0xff,
+		POWER_RESET_PORT >> 8, /* mov dx, port */
+		0xb0,
+		POWER_RESET_VALUE,
+		0xee, /* mov al, value; out dx, al */
+		0xf4,
+		0xeb,
+		0xfd, /* hlt; jmp to hlt */
+	};
+	guest_memory_write(&m->mem, BOOT_RESET_VECTOR, code, sizeof code);
+}
+
 int boot_load(struct machine *m, struct error *err)
 {
 	uint8_t magic[0x206] = {0};
@@ -165,6 +184,7 @@ int boot_load(struct machine *m, struct error *err)
 	int ret = acpi_write(m, &rsdp, err);
 	if (ret)
 		return ret;
+	write_reset_vector(m);
 	if (n >= 4 && !memcmp(magic, "\177ELF", 4))
 		return boot_pvh(m, rsdp, err);
 	if (n == sizeof magic && !memcmp(magic + 0x202, "HdrS", 4))

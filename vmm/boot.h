@@ -16,6 +16,7 @@
 #define BOOT_LOW_END	   UINT64_C(0xa0000)
 #define BOOT_ACPI	   UINT64_C(0xe0000) /* where an OS without boot loader help would look for the RSDP */
 #define BOOT_ACPI_END	   UINT64_C(0x100000)
+#define BOOT_RESET_VECTOR  UINT64_C(0xffff0)
 #define BOOT_HIGH	   UINT64_C(0x100000)
 
 #define BOOT_E820_RAM	   1u

@@ -8,6 +8,8 @@
 #include "base/cleanup.h"
 #include "vmm/machine_internal.h"
 
+#define LEAF_TIMING 0x40000010u
+
 static struct kvm_cpuid_entry2 *find(struct kvm_cpuid2 *t, uint32_t function, uint32_t index)
 {
 	for (uint32_t i = 0; i < t->nent; i++)
@@ -148,6 +150,14 @@ int cpuid_set(struct vcpu *v, struct error *err)
 		default:
 			break;
 		}
+	}
+	struct kvm_cpuid_entry2 *hv = find(t, 0x40000000, 0);
+	int khz = kvm_ioctl(v->fd, KVM_GET_TSC_KHZ, NULL);
+	if (hv && khz > 0 && !find(t, LEAF_TIMING, 0)) {
+		/* The rates, as VMware began to tell them: TSC kHz, and the LAPIC's bus, 1 GHz in KVM. */
+		hv->eax = hv->eax > LEAF_TIMING ? hv->eax : LEAF_TIMING;
+		add_entry(t, (struct kvm_cpuid_entry2){
+				     .function = LEAF_TIMING, .eax = (uint32_t)khz, .ebx = 1000000});
 	}
 	int ret = kvm_ioctl(v->fd, KVM_SET_CPUID2, t);
 	return ret < 0 ? error_errno(err, ret, "vCPU %u: KVM_SET_CPUID2", v->id) : 0;

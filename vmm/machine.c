@@ -122,8 +122,8 @@ int machine_release_effects(struct machine *m, struct error *err)
 {
 	SCOPE_LOCK(&m->control);
 	SCOPE_LOCK(&m->lock);
-	if (!m->held || !m->want_run)
-		return error_set(err, EINVAL, "the machine's effects are not held back");
+	if (!m->want_run)
+		return error_set(err, EINVAL, "the machine is paused, not held");
 	m->held = false;
 	pthread_cond_broadcast(&m->cond);
 	devices_resume(m);
