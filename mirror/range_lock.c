@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "mirror/mirror_impl.h"
+
+/*
+ * A list in order of arrival: an entry waits for the earlier ones that overlap it, granted or not, so nobody
+ * starves. It is as long as what the guest has in flight and the copies, some hundred at most.
+ */
+bool range_overlaps(const struct range_entry *a, const struct range_entry *b)
+{
+	return a->offset_bytes < b->offset_bytes + b->len_bytes &&
+	       b->offset_bytes < a->offset_bytes + a->len_bytes;
+}
+
+bool range_lock_add(struct range_lock *rl, struct range_entry *e)
+{
+	e->nwaits = 0;
+	for (const struct range_entry *o = rl->first; o; o = o->next)
+		e->nwaits += range_overlaps(o, e);
+	e->next = NULL;
+	e->prev = rl->last;
+	if (rl->last)
+		rl->last->next = e;
+	else
+		rl->first = e;
+	rl->last = e;
+	return e->nwaits == 0;
+}
+
+struct range_entry *range_lock_remove(struct range_lock *rl, struct range_entry *e)
+{
+	struct range_entry *granted = NULL, **tail = &granted;
+	for (struct range_entry *o = e->next; o; o = o->next)
+		if (o->nwaits && range_overlaps(o, e) && --o->nwaits == 0) {
+			o->next_granted = NULL;
+			*tail = o;
+			tail = &o->next_granted;
+		}
+	if (e->prev)
+		e->prev->next = e->next;
+	else
+		rl->first = e->next;
+	if (e->next)
+		e->next->prev = e->prev;
+	else
+		rl->last = e->prev;
+	return granted;
+}
