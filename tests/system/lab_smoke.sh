@@ -81,7 +81,7 @@ ping_peer || fail "no network between the hosts"
 lab exec host2 sh -c 'nc -l -p 9000 >/tmp/received' </dev/null &
 listener=$!
 # shellcheck disable=SC2016
-lab exec host1 sh -c 'for i in $(seq 50); do echo $i; sleep 0.1; done | socat -u - TCP:10.77.0.2:9000' </dev/null &
+lab exec host1 sh -c 'for i in $(seq 50); do echo $i; sleep 0.1; done | socat -u - TCP:10.77.0.2:9000,retry=50,interval=0.2' </dev/null &
 sender=$!
 sleep 1
 lab cut
