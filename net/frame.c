@@ -28,6 +28,7 @@ static const char *const type_names[] = {
 	[FRAME_ABANDONED] = "abandoned",
 	[FRAME_ASK] = "ask",
 	[FRAME_ANSWER] = "answer",
+	[FRAME_FILE] = "file",
 };
 
 static bool type_known(unsigned type)
@@ -37,12 +38,14 @@ static bool type_known(unsigned type)
 
 static bool type_is_json(unsigned type)
 {
-	return type != FRAME_DEVICE_STATE;
+	return type != FRAME_DEVICE_STATE && type != FRAME_FILE;
 }
 
 static uint32_t type_max_bytes(unsigned type)
 {
-	return type_is_json(type) ? FRAME_JSON_MAX_BYTES : FRAME_STATE_MAX_BYTES;
+	if (type == FRAME_DEVICE_STATE)
+		return FRAME_STATE_MAX_BYTES;
+	return type == FRAME_FILE ? FRAME_FILE_MAX_BYTES : FRAME_JSON_MAX_BYTES;
 }
 
 const char *frame_type_name(unsigned type)

@@ -37,6 +37,7 @@ enum frame_type {
 
 #define FRAME_HEADER_BYTES    28
 #define FRAME_JSON_MAX_BYTES  (1u << 20)
+#define FRAME_FILE_MAX_BYTES ((1u << 20) + 12)
 #define FRAME_STATE_MAX_BYTES (64u << 20)
 
 struct frame {

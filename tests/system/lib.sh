@@ -85,6 +85,7 @@ daemon_start() {
 	local h=$1; shift
 	ip netns exec "$NS$h" env "$@" "$BIN/snmigrated" --config "$T/$h/host.ini" >>"$T/$h/daemon.log" 2>&1 </dev/null &
 	DAEMON_PID[$h]=$!
+	disown "${DAEMON_PID[$h]}"
 	local i
 	for i in $(seq 100); do
 		[ -S "$T/$h/control.sock" ] && snvm "$h" list >/dev/null 2>&1 && return 0
@@ -93,7 +94,7 @@ daemon_start() {
 	done
 	fail "daemon of host$h does not answer"
 }
-daemon_kill() { local h=$1; kill -"${2:-KILL}" "${DAEMON_PID[$h]}" 2>/dev/null || true; wait "${DAEMON_PID[$h]}" 2>/dev/null || true; }
+daemon_kill() { local h=$1; kill -"${2:-KILL}" "${DAEMON_PID[$h]}" 2>/dev/null || true; local i; for i in $(seq 100); do kill -0 "${DAEMON_PID[$h]}" 2>/dev/null || break; sleep 0.05; done; }
 
 hosts_up() {
 	local h

@@ -11,7 +11,7 @@ here=a worst=0 downs=
 for n in $(seq "$MOVES"); do
 	there=$(other $here)
 	seq=$(hb_field "$(wait_hb $here vm1)" seq)
-	snmigrate $here vm1 "host$there" --with-storage --json >"$T/move.json" || { tail -n 3 "$T/move.json"; fail "move $n: exit $?"; }
+	snmigrate $here vm1 "host$there" --with-storage --json >"$T/move.json" || { rc=$?; tail -n 3 "$T/move.json"; fail "move $n: exit $rc"; }
 	end=$(tail -n 1 "$T/move.json")
 	[ "$(jq -r .result <<<"$end")" = moved ] || fail "move $n: $end"
 	[ ! -e "$(vm_dir $here vm1)" ] || fail "move $n: the source's folder is still there"
