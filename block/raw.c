@@ -23,7 +23,7 @@
 
 /* How long an open waits for a lock. A ring holds its file a moment longer than the process that was killed.
  */
-#define LOCK_WAIT_MS 1000
+#define LOCK_WAIT_MS 500
 
 static struct flock lock_range(enum block_format format, short type)
 {
