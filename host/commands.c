@@ -403,8 +403,7 @@ static int command_start(struct command_context *c, struct error *err)
 	bool paused = json_is_true(json_object_get(c->request, "paused"));
 	int rc = vm_start(c->daemon, &vm, paused, false, err);
 	if (rc < 0)
-		return rc == -EPERM || rc == -EALREADY || rc == -ENOENT || rc == -EAGAIN ? EXIT_REFUSED
-											 : EXIT_FAILED;
+		return rc == -ETIMEDOUT ? EXIT_FAILED : EXIT_REFUSED;
 	reply_ok(c->client, json_pack("{s:s}", "state", paused ? "paused" : "running"));
 	return 0;
 }
