@@ -98,7 +98,7 @@ static struct nlmsghdr *link_message(char *buf, uint16_t type, const char *ifnam
 
 static int find_bridge(const char *bridge, uint32_t *index, struct error *err)
 {
-	char buf[1024];
+	char buf[1024] = {0}; /* the padding goes to the kernel, too */
 	struct link_info info = {0};
 	int rc;
 
@@ -126,7 +126,7 @@ int tap_bridge_check(const char *bridge, struct error *err)
 /* Up, and a port of the bridge. */
 static int attach(const char *ifname, uint32_t bridge_index)
 {
-	char buf[1024];
+	char buf[1024] = {0}; /* the padding goes to the kernel, too */
 	struct nlmsghdr *nlh = link_message(buf, RTM_NEWLINK, ifname);
 	struct ifinfomsg *ifm = mnl_nlmsg_get_payload(nlh);
 
