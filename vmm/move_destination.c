@@ -443,7 +443,7 @@ int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool *be
 	frame_release(&first);
 	if (rc) {
 		give_up(a, err);
-		move_link_free(a->link);
+		move_link_free(steal_ptr(a->link));
 		return rc;
 	}
 	*became_owner = true;
