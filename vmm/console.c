@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -18,11 +19,13 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 
-#define RING_BYTES 65536u
+#define RING_BYTES  65536u
+#define SOCKET_NAME "console.sock"
 
 struct console {
 	struct console_input in;
-	char *socket_path; /* removed at the end */
+	int dir_fd; /* holds the socket, which is removed at the end */
+	bool bound;
 	int listen_fd, wake_fd;
 	int out_fd, in_fd; /* file or stdio */
 	pthread_t thread;
@@ -206,27 +209,26 @@ static void *console_main(void *arg)
 	}
 }
 
+/* The folder may be renamed while the guest runs (an arrival becomes a VM), and its path may be longer than a
+ * socket address: both are why the socket is reached through a descriptor of the folder. */
 static int listen_unix(struct console *c, const char *run_dir, struct error *err)
 {
 	struct sockaddr_un sa = {.sun_family = AF_UNIX};
-	if (!run_dir || asprintf(&c->socket_path, "%s/console.sock", run_dir) < 0) {
-		c->socket_path = NULL;
+	if (!run_dir)
 		return error_set(err, EINVAL, "console: serial = socket needs a run directory");
-	}
-	if (strlen(c->socket_path) >= sizeof sa.sun_path)
-		return error_set(err, ENAMETOOLONG, "console: %s: path too long for a socket",
-				 c->socket_path);
-	strcpy(sa.sun_path, c->socket_path);
+	c->dir_fd = open(run_dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (c->dir_fd < 0)
+		return error_errno(err, errno, "console: %s", run_dir);
 	c->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (c->listen_fd < 0)
 		return error_errno(err, errno, "console: socket");
-	unlink(c->socket_path);
-	mode_t old = umask(0177);
-	int ret = bind(c->listen_fd, (struct sockaddr *)&sa, sizeof sa);
-	int e = errno;
-	umask(old);
-	if (ret < 0 || listen(c->listen_fd, 4) < 0)
-		return error_errno(err, ret < 0 ? e : errno, "console: %s", c->socket_path);
+	unlinkat(c->dir_fd, SOCKET_NAME, 0);
+	snprintf(sa.sun_path, sizeof sa.sun_path, "/proc/self/fd/%d/" SOCKET_NAME, c->dir_fd);
+	/* Nobody can connect before listen. */
+	if (bind(c->listen_fd, (struct sockaddr *)&sa, sizeof sa) < 0 ||
+	    fchmodat(c->dir_fd, SOCKET_NAME, 0600, 0) < 0 || listen(c->listen_fd, 4) < 0)
+		return error_errno(err, errno, "console: %s/" SOCKET_NAME, run_dir);
+	c->bound = true;
 	return 0;
 }
 
@@ -253,7 +255,7 @@ int console_create(const char *spec, const char *run_dir, const struct console_i
 	if (!c)
 		return error_errno(err, ENOMEM, "console");
 	c->in = *in;
-	c->listen_fd = c->out_fd = c->in_fd = c->client = -1;
+	c->dir_fd = c->listen_fd = c->out_fd = c->in_fd = c->client = -1;
 	c->paused = true;
 	pthread_mutex_init(&c->lock, NULL);
 	pthread_condattr_t attr;
@@ -295,13 +297,12 @@ void console_destroy(struct console *c)
 		wake(c);
 		pthread_join(c->thread, NULL);
 	}
-	int fds[] = {c->listen_fd, c->wake_fd, c->out_fd, c->in_fd, c->client};
+	if (c->bound)
+		unlinkat(c->dir_fd, SOCKET_NAME, 0);
+	int fds[] = {c->dir_fd, c->listen_fd, c->wake_fd, c->out_fd, c->in_fd, c->client};
 	for (size_t i = 0; i < ARRAY_SIZE(fds); i++)
 		if (fds[i] >= 0)
 			close(fds[i]);
-	if (c->socket_path && c->listen_fd >= 0)
-		unlink(c->socket_path);
-	free(c->socket_path);
 	pthread_cond_destroy(&c->idle);
 	pthread_mutex_destroy(&c->lock);
 	free(c);

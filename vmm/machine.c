@@ -11,6 +11,7 @@
 #include "vmm/machine.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -121,12 +122,15 @@ int machine_start_held(struct machine *m, struct error *err)
 int machine_release_effects(struct machine *m, struct error *err)
 {
 	SCOPE_LOCK(&m->control);
+	{
+		SCOPE_LOCK(&m->lock);
+		if (!m->want_run)
+			return error_set(err, EINVAL, "the machine is paused, not held");
+	}
+	devices_resume(m);
 	SCOPE_LOCK(&m->lock);
-	if (!m->want_run)
-		return error_set(err, EINVAL, "the machine is paused, not held");
 	m->held = false;
 	pthread_cond_broadcast(&m->cond);
-	devices_resume(m);
 	return 0;
 }
 
@@ -218,6 +222,8 @@ static bool try_reset(struct machine *m)
 		}
 		int ret = m->boot.kernel ? reset_to_power_on(m, &err)
 					 : error_set(&err, ENOENT, "no kernel to boot again");
+		if (!ret)
+			devices_resume(m);
 		SCOPE_LOCK(&m->lock);
 		if (ret) {
 			m->power = POWER_CRASHED;
@@ -225,7 +231,6 @@ static bool try_reset(struct machine *m)
 			return true;
 		}
 		m->power = POWER_ON;
-		devices_resume(m);
 		vcpus_update_allowed(m);
 		pthread_cond_broadcast(&m->cond);
 	}
@@ -420,6 +425,20 @@ static int check_config(const struct machine_config *cfg, struct error *err)
 	return 0;
 }
 
+/* The device gets a descriptor of its own: the caller's is taken over only if the whole machine can be made.
+ */
+static int create_net(struct machine *m, unsigned i, struct error *err)
+{
+	const struct machine_net *net = &m->cfg.nets[i];
+	CLEANUP_FD int fd = fcntl(net->tap_fd, F_DUPFD_CLOEXEC, 3);
+	if (fd < 0)
+		return error_errno(err, errno, "net %s: tap", net->id);
+	int ret = virtio_net_create(m, (uint8_t)(SLOT_NET + i), net->id, fd, net->mac, err);
+	if (!ret)
+		steal_fd(&fd);
+	return ret;
+}
+
 static int create_devices(struct machine *m, struct error *err)
 {
 	const struct machine_config *cfg = &m->cfg;
@@ -430,8 +449,7 @@ static int create_devices(struct machine *m, struct error *err)
 		ret = virtio_blk_create(m, (uint8_t)(SLOT_DISK + i), cfg->disks[i].id, cfg->disks[i].block,
 					cfg->disks[i].read_only, err);
 	for (unsigned i = 0; i < cfg->nnets && !ret; i++)
-		ret = virtio_net_create(m, (uint8_t)(SLOT_NET + i), cfg->nets[i].id, cfg->nets[i].tap_fd,
-					cfg->nets[i].mac, err);
+		ret = create_net(m, i, err);
 	if (!ret)
 		ret = virtio_rng_create(m, SLOT_RNG, err);
 	return ret;
@@ -535,6 +553,7 @@ int machine_create(const struct machine_config *cfg, struct machine **out, struc
 		machine_destroy(m);
 		return ret;
 	}
+	m->owns_taps = true;
 	*out = m;
 	return 0;
 }
@@ -564,6 +583,8 @@ void machine_destroy(struct machine *m)
 		m->ndevices--;
 		m->devices[m->ndevices].ops->destroy(m->devices[m->ndevices].dev);
 	}
+	for (unsigned i = 0; i < m->cfg.nnets && m->owns_taps; i++)
+		close(m->cfg.nets[i].tap_fd);
 	pci_bus_free(m->pci);
 	irq_router_free(m->irq);
 	for (unsigned i = 0; i < m->ncpus; i++) {

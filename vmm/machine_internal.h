@@ -71,6 +71,7 @@ struct machine {
 	} devices[MACHINE_DEVICES_MAX];
 	unsigned ndevices;
 
+	bool owns_taps;
 	struct boot_source boot;
 	uint8_t *power_on_state; /* vCPUs and interrupt controllers as created: what a reset goes back to */
 	size_t power_on_len;
