@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every tests/fuzz/NAME.c but replay.c is a fuzzer (LLVMFuzzerTestOneInput) with its kept corpus in
+# tests/fuzz/corpus/NAME.
+#   make fuzz          libFuzzer through clang, FUZZ_SECONDS (default 20) each, in build-fuzz
+#   make fuzz-replay   the corpora once through an ordinary build: no clang needed
+FUZZ_SECONDS ?= 20
+FUZZ_NAMES := $(patsubst tests/fuzz/%.c,%,$(filter-out tests/fuzz/replay.c,$(wildcard tests/fuzz/*.c)))
+FUZZERS := $(FUZZ_NAMES:%=$(B)/fuzz/%)
+FUZZ_MAIN := $(if $(FUZZ_ENGINE),,$(B)/tests/fuzz/replay.o)
+
+# The libraries last, so that a fuzzer takes only what it needs of them.
+$(FUZZERS): $(B)/fuzz/%: $(B)/tests/fuzz/%.o $(FUZZ_MAIN) $(ALL_LINK:%=$(B)/lib%.a)
+	$(call say,LD,$@) mkdir -p $(@D); $(CC) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(LDFLAGS_ALL) $(if $(FUZZ_ENGINE),-fsanitize=fuzzer,) $(LIBS_ALL)
+
+.PHONY: fuzz fuzz-run fuzz-replay
+fuzz:
+	$(Q)if command -v clang >/dev/null; then \
+		$(MAKE) --no-print-directory B=build-fuzz CC=clang WERROR=0 SAN=address,undefined,fuzzer-no-link FUZZ_ENGINE=1 fuzz-run; \
+	else echo "skipped: clang is not installed: the corpora are only replayed"; $(MAKE) --no-print-directory fuzz-replay; fi
+fuzz-run: $(FUZZERS)
+	$(Q)set -e; for n in $(FUZZ_NAMES); do \
+		mkdir -p $(B)/corpus/$$n; \
+		$(B)/fuzz/$$n -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+			-artifact_prefix=$(B)/fuzz/$$n- $(B)/corpus/$$n $$([ ! -d tests/fuzz/corpus/$$n ] || echo tests/fuzz/corpus/$$n) \
+			>$(B)/fuzz/$$n.log 2>&1 || { tail -n 40 $(B)/fuzz/$$n.log; echo "FAIL $$n"; exit 1; }; \
+		echo "ok   $$n: $$(sed -n 's/^stat::number_of_executed_units: *//p' $(B)/fuzz/$$n.log) runs"; \
+	done
+fuzz-replay: $(FUZZERS)
+	$(Q)set -e; for n in $(FUZZ_NAMES); do \
+		[ -d tests/fuzz/corpus/$$n ] || { echo "no corpus: $$n"; continue; }; \
+		$(B)/fuzz/$$n tests/fuzz/corpus/$$n/*; \
+	done
