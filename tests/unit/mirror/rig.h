@@ -22,6 +22,7 @@
 struct rig {
 	char dir[64], local_path[96], remote_path[96];
 	uint64_t size;
+	bool in_memory; /* the files: set before rig_files */
 	bool over_nbd, direct;
 	struct faulty *local, *remote;
 	struct block *remote_disk; /* over NBD: behind the server */
@@ -66,8 +67,7 @@ static inline struct block *rig_open(struct rig *r, const char *path, bool threa
 
 static inline void rig_files(struct rig *r, uint64_t size)
 {
-	const char *tmp = getenv("TMPDIR");
-	memset(r, 0, sizeof *r);
+	const char *tmp = r->in_memory && access("/dev/shm", W_OK) == 0 ? "/dev/shm" : getenv("TMPDIR");
 	snprintf(r->dir, sizeof r->dir, "%.40s/mirror.XXXXXX", tmp && strlen(tmp) < 40 ? tmp : "/tmp");
 	ck_assert_ptr_nonnull(mkdtemp(r->dir));
 	snprintf(r->local_path, sizeof r->local_path, "%s/local", r->dir);

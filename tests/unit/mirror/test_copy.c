@@ -4,7 +4,7 @@
 
 START_TEST(passes_through_without_a_mirror)
 {
-	struct rig r;
+	struct rig r = {0};
 	rig_files(&r, 4 * MIB);
 	rig_open_local(&r);
 	ck_assert_int_eq(guest_do(r.top, BLOCK_WRITE, 4096, 8192, 7), 0);
@@ -35,7 +35,7 @@ static void fill_sparsely(struct rig *r)
 
 static void check_copy(bool over_nbd, bool direct, uint32_t chunk_bytes)
 {
-	struct rig r;
+	struct rig r = {0};
 	rig_files(&r, 48 * MIB + 20 * KIB);
 	r.over_nbd = over_nbd;
 	r.direct = direct;
@@ -87,7 +87,7 @@ END_TEST
 
 START_TEST(sends_zeroes_to_a_remote_with_other_content)
 {
-	struct rig r;
+	struct rig r = {0};
 	rig_files(&r, 24 * MIB);
 	r.over_nbd = _i;
 	rig_fill(r.local_path, 0, 300 * KIB, 1);
@@ -111,7 +111,7 @@ END_TEST
 
 START_TEST(data_that_is_zero_becomes_a_hole)
 {
-	struct rig r;
+	struct rig r = {0};
 	rig_files(&r, 8 * MIB);
 	int fd = open(r.local_path, O_WRONLY);
 	char *zero = calloc(1, 4 * MIB);
@@ -136,7 +136,7 @@ END_TEST
 
 START_TEST(a_hole_written_during_the_pass_arrives)
 {
-	struct rig r;
+	struct rig r = {0};
 	rig_files(&r, 64 * MIB);
 	rig_open_local(&r);
 	rig_open_remote(&r);
@@ -161,7 +161,7 @@ END_TEST
 
 START_TEST(refusals_leave_the_remote_to_the_caller)
 {
-	struct rig r;
+	struct rig r = {0};
 	rig_files(&r, 4 * MIB);
 	rig_open_local(&r);
 	ck_assert_int_eq(truncate(r.remote_path, 5 * MIB), 0);
@@ -203,7 +203,7 @@ static void *cancel_later(void *arg)
 
 START_TEST(cancel_wakes_those_who_wait)
 {
-	struct rig r;
+	struct rig r = {0};
 	rig_files(&r, 4 * MIB);
 	rig_fill(r.local_path, 0, r.size, 5);
 	rig_open_local(&r);
@@ -228,7 +228,7 @@ END_TEST
 
 START_TEST(flushes_reach_both_once_the_remote_was_flushed)
 {
-	struct rig r;
+	struct rig r = {0};
 	rig_files(&r, 1 * MIB);
 	rig_fill(r.local_path, 0, r.size, 5);
 	rig_open_local(&r);
@@ -261,7 +261,7 @@ END_TEST
 
 START_TEST(the_window_keeps_a_slow_link_within_the_grace)
 {
-	struct rig r;
+	struct rig r = {0};
 	rig_files(&r, 24 * MIB);
 	rig_fill(r.local_path, 0, r.size, 5);
 	rig_open_local(&r);
@@ -295,7 +295,7 @@ END_TEST
 
 START_TEST(fault_point_holds_after_the_first_chunk)
 {
-	struct rig r;
+	struct rig r = {0};
 	rig_files(&r, 2 * MIB);
 	rig_fill(r.local_path, 0, r.size, 5);
 	char dir[96], path[160];

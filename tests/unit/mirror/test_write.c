@@ -36,7 +36,7 @@ static void end_equal(struct rig *r)
 
 START_TEST(a_synced_chunk_is_written_on_both_sides)
 {
-	struct rig r;
+	struct rig r = {0};
 	start_synced(&r, 4 * MIB, true, PATIENT_MS);
 	unsigned before = faulty_count(r.remote, BLOCK_WRITE);
 	ck_assert_int_eq(guest_do(r.top, BLOCK_WRITE, 60 * KIB, 300 * KIB, 1), 0);
@@ -53,7 +53,7 @@ END_TEST
 
 START_TEST(a_write_is_answered_when_both_have_it)
 {
-	struct rig r;
+	struct rig r = {0};
 	start_synced(&r, 1 * MIB, true, PATIENT_MS);
 	struct guest_io io;
 	struct faulty *slow = _i ? r.local : r.remote;
@@ -72,7 +72,7 @@ END_TEST
 
 START_TEST(an_unsynced_chunk_is_written_locally_and_a_copied_one_waits)
 {
-	struct rig r;
+	struct rig r = {0};
 	rig_files(&r, 4 * MIB);
 	rig_fill(r.local_path, 0, r.size, 5);
 	rig_open_local(&r);
@@ -96,7 +96,7 @@ END_TEST
 
 START_TEST(a_copy_waits_for_local_writes)
 {
-	struct rig r;
+	struct rig r = {0};
 	rig_files(&r, 64 * KIB);
 	rig_fill(r.local_path, 0, r.size, 5);
 	rig_open_local(&r);
@@ -120,7 +120,7 @@ END_TEST
 
 START_TEST(overlapping_writes_have_one_order)
 {
-	struct rig r;
+	struct rig r = {0};
 	start_synced(&r, 2 * MIB, true, PATIENT_MS);
 	r.local->delay_max_ns = r.remote->delay_max_ns = 2000000;
 	struct guest_io io[48];
@@ -139,7 +139,7 @@ END_TEST
 
 START_TEST(silence_costs_the_guest_one_grace)
 {
-	struct rig r;
+	struct rig r = {0};
 	start_synced(&r, 2 * MIB, true, 50);
 	enum silence kind = _i ? SILENCE_AFTER : SILENCE_BEFORE;
 	faulty_say(r.remote, kind);
@@ -185,7 +185,7 @@ END_TEST
 
 START_TEST(silence_under_a_copy_frees_the_waiting_write)
 {
-	struct rig r;
+	struct rig r = {0};
 	rig_files(&r, 1 * MIB);
 	rig_fill(r.local_path, 0, r.size, 5);
 	rig_open_local(&r);
@@ -211,7 +211,7 @@ END_TEST
 
 START_TEST(a_silent_flush_gets_twenty_graces)
 {
-	struct rig r;
+	struct rig r = {0};
 	start_synced(&r, 1 * MIB, true, 10);
 	struct error err = ERROR_INIT;
 	ck_assert_int_eq(mirror_flush_remote(r.m, &err), 0);
@@ -230,7 +230,7 @@ END_TEST
 
 START_TEST(a_remote_error_ends_the_session_at_once)
 {
-	struct rig r;
+	struct rig r = {0};
 	start_synced(&r, 2 * MIB, true, PATIENT_MS);
 	faulty_set_error(r.remote, -ENOSPC, -1);
 	ck_assert_int_eq(guest_do(r.top, BLOCK_WRITE, 0, 300 * KIB, 1), 0);
@@ -247,7 +247,7 @@ END_TEST
 
 START_TEST(an_error_of_the_copy_ends_the_session)
 {
-	struct rig r;
+	struct rig r = {0};
 	rig_files(&r, 2 * MIB);
 	rig_fill(r.local_path, 0, r.size, 5);
 	rig_open_local(&r);
@@ -271,7 +271,7 @@ END_TEST
 
 START_TEST(a_hole_that_the_remote_has_written_is_sent_as_zeroes)
 {
-	struct rig r;
+	struct rig r = {0};
 	start_synced(&r, 1 * MIB, false, PATIENT_MS); /* nothing but holes: skipped */
 	ck_assert_int_eq(guest_do(r.top, BLOCK_WRITE, 128 * KIB, 8192, 1), 0);
 	faulty_set_error(r.remote, -EIO, -1);
@@ -286,7 +286,7 @@ END_TEST
 
 START_TEST(the_guest_gets_the_local_error_and_the_chunk_is_copied_again)
 {
-	struct rig r;
+	struct rig r = {0};
 	start_synced(&r, 1 * MIB, true, PATIENT_MS);
 	faulty_set_error(r.local, -EIO, -1);
 	ck_assert_int_eq(guest_do(r.top, BLOCK_WRITE, 60 * KIB, 8192, 1), -EIO);
@@ -311,7 +311,7 @@ END_TEST
 
 START_TEST(a_copy_after_the_remote_flush_voids_it)
 {
-	struct rig r;
+	struct rig r = {0};
 	start_synced(&r, 1 * MIB, true, PATIENT_MS);
 	struct error err = ERROR_INIT;
 	ck_assert_int_eq(mirror_flush_remote(r.m, &err), 0);
@@ -332,7 +332,7 @@ END_TEST
 
 START_TEST(bounce_memory_is_bounded_and_requests_wait_in_order)
 {
-	struct rig r;
+	struct rig r = {0};
 	start_synced(&r, 96 * MIB, false, PATIENT_MS);
 	faulty_say(r.remote, SILENCE_BEFORE);
 	struct guest_io io[12];
@@ -352,7 +352,7 @@ END_TEST
 
 START_TEST(a_failure_frees_those_who_wait_for_bounce_memory)
 {
-	struct rig r;
+	struct rig r = {0};
 	start_synced(&r, 96 * MIB, false, 200);
 	faulty_say(r.remote, SILENCE_AFTER);
 	struct guest_io io[12];
@@ -369,7 +369,7 @@ END_TEST
 
 START_TEST(a_fresh_start_forgets_the_map)
 {
-	struct rig r;
+	struct rig r = {0};
 	start_synced(&r, 1 * MIB, true, PATIENT_MS);
 	rig_stop(&r);
 	struct mirror_stats st;
