@@ -181,6 +181,8 @@ int mem_sender_precopy(struct mem_sender *s, bool *limit_hit, struct error *err)
 	int ret = failure(s, err);
 
 	*limit_hit = false;
+	if (ret == 0 && s->tracking)
+		ret = error_set(err, EINVAL, "memory transfer: pre-copy runs once");
 	if (ret == 0)
 		ret = begin(s, err);
 	if (ret < 0)
