@@ -422,9 +422,17 @@ int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool *be
 	snprintf(a->peer, sizeof a->peer, "%s", peer->name);
 	snprintf(a->peer_address, sizeof a->peer_address, "%s", peer->address);
 	snprintf(a->fingerprint, sizeof a->fingerprint, "%s", conn_peer_fingerprint(conn));
+	/* The peer beats while it puts its hello together. */
 	struct frame first = {0};
-	rc = frame_read(conn, PROOF_TIMEOUT_MS, &first, err);
+	uint64_t deadline = clock_now_ms() + PROOF_TIMEOUT_MS;
+	do {
+		frame_release(&first);
+		rc = frame_read(conn, PROOF_TIMEOUT_MS, &first, err);
+		if (!rc && first.type == FRAME_BEAT && clock_now_ms() > deadline)
+			rc = error_set(err, ETIMEDOUT, "no hello within %d ms", PROOF_TIMEOUT_MS);
+	} while (!rc && first.type == FRAME_BEAT);
 	if (rc) {
+		frame_release(&first);
 		conn_close(conn);
 		return error_prefix(err, "%s", a->peer);
 	}
