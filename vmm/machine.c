@@ -378,12 +378,43 @@ int machine_load(struct machine *m, const void *buf, size_t len, struct error *e
 	if (ret)
 		return error_prefix(err, "loading the machine's state");
 	m->loaded = true;
+	m->loaded_at_ns = clock_now_ns();
 	return set_clock(m, m->loaded_clock_ns, err);
 }
 
 /* A guest that was stopped for longer than this has its clocks set by other means; and a peer's lie is
  * bounded. */
 #define STOPPED_NS_MAX (UINT64_C(7) * 24 * 3600 * 1000000000)
+
+static uint64_t cycles(uint64_t ns, uint32_t khz)
+{
+	return (uint64_t)((unsigned __int128)ns * khz / 1000000);
+}
+
+/*
+ * The TSC goes on by the same time as kvmclock, for guests that use it directly. By the offset where KVM has
+ * it: a write to the MSR within a second of what KVM expects is taken as an attempt to synchronise vCPUs, and
+ * ignored. Where it has not, one value for all vCPUs, so that it is at least taken as equal.
+ */
+static void advance_tsc(struct machine *m, uint64_t stopped_ns)
+{
+	uint64_t since_load = clock_now_ns() - m->loaded_at_ns, tsc = 0;
+	uint32_t khz = m->vcpus[0].loaded_tsc_khz;
+	uint64_t forward = stopped_ns > since_load ? cycles(stopped_ns - since_load, khz) : 0;
+	for (unsigned i = 0; i < m->ncpus; i++)
+		if (m->vcpus[i].loaded_tsc > tsc)
+			tsc = m->vcpus[i].loaded_tsc;
+	if (!tsc || !khz || !forward)
+		return;
+	for (unsigned i = 0; i < m->ncpus; i++) {
+		struct vcpu *v = &m->vcpus[i];
+		if (vcpu_forward_tsc(v, forward))
+			vcpu_set_msr(v, MSR_TSC, tsc + cycles(stopped_ns, khz));
+		/* An armed deadline was computed with the old offset. */
+		if (v->loaded_deadline)
+			vcpu_set_msr(v, MSR_TSC_DEADLINE, v->loaded_deadline);
+	}
+}
 
 int machine_adjust_clock(struct machine *m, uint64_t stopped_ns, struct error *err)
 {
@@ -394,22 +425,7 @@ int machine_adjust_clock(struct machine *m, uint64_t stopped_ns, struct error *e
 		return error_set(err, EBUSY, "clock: the vCPUs are running");
 	if (stopped_ns > STOPPED_NS_MAX)
 		stopped_ns = STOPPED_NS_MAX;
-	/* The TSC goes on by the same time as kvmclock, for guests that use it directly. One value for all
-	 * vCPUs: KVM takes writes that are close to one another as meant to be equal. */
-	uint64_t tsc = 0;
-	for (unsigned i = 0; i < m->ncpus; i++)
-		if (m->vcpus[i].loaded_tsc > tsc)
-			tsc = m->vcpus[i].loaded_tsc;
-	uint32_t khz = m->vcpus[0].loaded_tsc_khz;
-	if (tsc && khz) {
-		tsc += (uint64_t)((unsigned __int128)stopped_ns * khz / 1000000);
-		for (unsigned i = 0; i < m->ncpus; i++) {
-			vcpu_set_msr(&m->vcpus[i], 0x10, tsc);
-			/* An armed deadline was computed with the old offset. */
-			if (m->vcpus[i].loaded_deadline)
-				vcpu_set_msr(&m->vcpus[i], 0x6e0, m->vcpus[i].loaded_deadline);
-		}
-	}
+	advance_tsc(m, stopped_ns);
 	return set_clock(m, m->loaded_clock_ns + stopped_ns, err);
 }
 

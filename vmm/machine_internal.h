@@ -17,6 +17,8 @@
 #define MACHINE_DEVICES_MAX 32
 #define MACHINE_MSRS_MAX    1024
 #define MACHINE_CPUID_MAX   256
+#define MSR_TSC		    0x10
+#define MSR_TSC_DEADLINE    0x6e0
 
 /* What this host's KVM can do. */
 struct kvm_caps {
@@ -77,6 +79,7 @@ struct machine {
 	size_t power_on_len;
 	uint64_t loaded_clock_ns;
 	bool loaded;
+	uint64_t loaded_at_ns;
 
 	/* Serialises pause, start, save, load and the reset done by the event thread. Taken before lock. */
 	pthread_mutex_t control;
@@ -132,6 +135,8 @@ int vcpu_msrs_find(struct machine *m, struct error *err);
 int vcpu_save(struct vcpu *v, struct state_writer *w, struct error *err);
 /* keep_tsc: a reset in place, where time goes on. */
 int vcpu_load(struct vcpu *v, struct state_reader *r, bool keep_tsc, struct error *err);
+/* Moves the guest's TSC on. Negative where KVM has no TSC offset attribute. */
+int vcpu_forward_tsc(struct vcpu *v, uint64_t forward_cycles);
 int vcpu_set_msr(struct vcpu *v, uint32_t index, uint64_t value);
 
 /* boot*.c */

@@ -13,11 +13,9 @@
 #include "base/log.h"
 #include "vmm/machine_internal.h"
 
-#define MSR_TSC		 0x10
-#define MSR_TSC_ADJUST	 0x3b
-#define MSR_TSC_DEADLINE 0x6e0
-#define MSR_KVM_FIRST	 0x4b564d00u
-#define MSR_KVM_LAST	 0x4b564dffu
+#define MSR_TSC_ADJUST 0x3b
+#define MSR_KVM_FIRST  0x4b564d00u
+#define MSR_KVM_LAST   0x4b564dffu
 
 /* A blob is a KVM structure, with its length before it. */
 static void put_blob(struct state_writer *w, const void *p, size_t len)
@@ -53,6 +51,19 @@ int vcpu_set_msr(struct vcpu *v, uint32_t index, uint64_t value)
 		struct kvm_msr_entry e;
 	} q = {.h.nmsrs = 1, .e = {.index = index, .data = value}};
 	return kvm_ioctl(v->fd, KVM_SET_MSRS, &q) == 1 ? 0 : -ENOENT;
+}
+
+int vcpu_forward_tsc(struct vcpu *v, uint64_t forward_cycles)
+{
+	uint64_t offset = 0;
+	struct kvm_device_attr attr = {.group = KVM_VCPU_TSC_CTRL,
+				       .attr = KVM_VCPU_TSC_OFFSET,
+				       .addr = (uint64_t)(uintptr_t)&offset};
+	int ret = kvm_ioctl(v->fd, KVM_GET_DEVICE_ATTR, &attr);
+	if (ret < 0)
+		return ret;
+	offset += forward_cycles;
+	return kvm_ioctl(v->fd, KVM_SET_DEVICE_ATTR, &attr);
 }
 
 static void add_msr(struct machine *m, uint32_t index)
