@@ -26,7 +26,9 @@ static void read_all(const uint8_t *data, size_t size)
 	if (conn_from_fd(fds[1], &conn, NULL) < 0)
 		abort();
 	while (frame_read(conn, 1000, &f, NULL) == 0) {
-		if (f.type != FRAME_DEVICE_STATE && !json_is_object(f.json))
+		bool binary = f.type == FRAME_DEVICE_STATE || f.type == FRAME_FILE;
+
+		if (binary ? f.json != NULL : !json_is_object(f.json))
 			abort();
 		frame_release(&f);
 	}

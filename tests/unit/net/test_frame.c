@@ -86,9 +86,9 @@ static const struct {
 	uint8_t value;
 	const char *mention;
 } spoils[] = {
-	{0, 'X', "magic"},	 {3, 0, "magic"},	 {5, 0, "unknown type"},
-	{5, 17, "unknown type"}, {4, 1, "unknown type"}, {6, 1, "flags"},
-	{7, 1, "flags"},	 {16, 1, "at most"},	 {16, 0xff, "at most"},
+	{0, 'X', "magic"},	{3, 0, "magic"}, {5, 0, "unknown type"}, {5, FRAME_FILE + 1, "unknown type"},
+	{4, 1, "unknown type"}, {6, 1, "flags"}, {7, 1, "flags"},	 {16, 1, "at most"},
+	{16, 0xff, "at most"},
 };
 
 START_TEST(test_header_decode_table)
@@ -115,6 +115,12 @@ START_TEST(test_length_limit_is_by_type)
 	struct frame_header h = {.type = FRAME_DEVICE_STATE, .len = FRAME_STATE_MAX_BYTES}, out;
 	uint8_t raw[FRAME_HEADER_BYTES];
 
+	frame_header_encode(raw, &h);
+	ck_assert_int_eq(frame_header_decode(raw, &out, NULL), 0);
+	h.len++;
+	frame_header_encode(raw, &h);
+	ck_assert_int_eq(frame_header_decode(raw, &out, NULL), -EPROTO);
+	h = (struct frame_header){.type = FRAME_FILE, .len = FRAME_FILE_MAX_BYTES};
 	frame_header_encode(raw, &h);
 	ck_assert_int_eq(frame_header_decode(raw, &out, NULL), 0);
 	h.len++;
@@ -203,10 +209,10 @@ END_TEST
 
 START_TEST(test_names)
 {
-	for (unsigned t = FRAME_HELLO; t <= FRAME_ANSWER; t++)
+	for (unsigned t = FRAME_HELLO; t <= FRAME_FILE; t++)
 		ck_assert_str_ne(frame_type_name(t), "unknown");
 	ck_assert_str_eq(frame_type_name(0), "unknown");
-	ck_assert_str_eq(frame_type_name(FRAME_ANSWER + 1), "unknown");
+	ck_assert_str_eq(frame_type_name(FRAME_FILE + 1), "unknown");
 }
 END_TEST
 
