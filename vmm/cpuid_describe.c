@@ -77,8 +77,7 @@ static json_t *describe(const struct kvm_cpuid2 *t, uint32_t tsc_khz, struct err
 
 json_t *machine_cpu_describe(struct machine *m, struct error *err)
 {
-	int khz = kvm_ioctl(m->vcpus[0].fd, KVM_GET_TSC_KHZ, NULL);
-	return describe(m->cpuid, khz > 0 ? (uint32_t)khz : 0, err);
+	return describe(m->cpuid, m->guest_tsc_khz, err);
 }
 
 struct host_cpu {

@@ -62,6 +62,7 @@ struct machine {
 	struct power *power_device;
 	struct kvm_cpuid2 *cpuid; /* the table as described; per-vCPU leaves are patched in cpuid_set */
 	uint32_t tsc_khz;
+	uint32_t guest_tsc_khz; /* as set or found at creation; 0 unknown */
 	uint32_t msr_list[MACHINE_MSRS_MAX];
 	unsigned nmsrs;
 	struct vcpu vcpus[MACHINE_CPUS_MAX];

@@ -209,6 +209,11 @@ int vcpu_create(struct machine *m, unsigned id, struct error *err)
 		if (ret < 0 && m->caps.tsc_control)
 			return error_errno(err, ret, "vCPU %u: TSC rate %u kHz", id, m->tsc_khz);
 	}
+	/* Asked now: on a vCPU that runs, the ioctl would wait for its next exit. */
+	if (id == 0) {
+		int khz = kvm_ioctl(v->fd, KVM_GET_TSC_KHZ, NULL);
+		m->guest_tsc_khz = khz > 0 ? (uint32_t)khz : 0;
+	}
 	return cpuid_set(v, err);
 }
 
