@@ -286,6 +286,7 @@ int daemon_run(const struct host_config *cfg, struct error *err)
 		 cfg->state_dir);
 	rc = serve(d, tcp, control, signals);
 	unlink(cfg->control);
+	spawn_end();
 	log_info("ends; the VMs go on");
 	return rc < 0 ? error_errno(err, rc, "poll") : 0;
 }

@@ -13,6 +13,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/fault.h"
 #include "base/log.h"
 #include "host/fsutil.h"
 #include "host/registry.h"
@@ -87,7 +88,7 @@ int spawn_init(const struct host_config *cfg, struct error *err)
 		snprintf(spawn.base, sizeof spawn.base, "%s", cfg->cgroup);
 	else if (own_cgroup(own, sizeof own - sizeof tail) == 0)
 		snprintf(spawn.base, sizeof spawn.base, "%.3900s%s", own, tail);
-	spawn.cgroups = *spawn.base && usable(spawn.base);
+	spawn.cgroups = *spawn.base && !fault_point("spawn-cgroup") && usable(spawn.base);
 	if (*cfg->cgroup && !spawn.cgroups)
 		return error_set(err, EINVAL,
 				 "[programs] cgroup = %s: not a writable cgroup2 folder with cgroup.kill",
@@ -100,6 +101,12 @@ int spawn_init(const struct host_config *cfg, struct error *err)
 		 "environment",
 		 MARK_VARIABLE);
 	return 0;
+}
+
+void spawn_end(void)
+{
+	if (spawn.cgroups && rmdir(spawn.base) < 0 && errno != ENOTEMPTY && errno != EBUSY && errno != ENOENT)
+		log_debug("%s: %s", spawn.base, strerror(errno));
 }
 
 static void group_path(const char *group, const char *file, char *out, size_t size)

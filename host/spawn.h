@@ -18,6 +18,9 @@
 /* Call once. Says in the log which of the two it is. */
 int spawn_init(const struct host_config *cfg, struct error *err);
 
+/* Removes our folder of groups if nothing is in it; the groups of live VMs stay. */
+void spawn_end(void);
+
 struct spawn_options {
 	const char *group;
 	const char *const *argv; /* NULL-terminated, argv[0] the program's path */
