@@ -229,7 +229,7 @@ static int load_ca(struct tls_context *ctx, const char *path, struct error *err)
 	return ret;
 }
 
-static int load_certificate(struct tls_context *ctx, const char *path, struct error *err)
+static int load_certificate(struct tls_context *ctx, const char *path, bool in_date, struct error *err)
 {
 	BIO *bio = open_pem("certificate", path, err);
 	X509 *cert, *extra;
@@ -243,7 +243,7 @@ static int load_certificate(struct tls_context *ctx, const char *path, struct er
 		BIO_free(bio);
 		return pem_failure("certificate", path, "certificate", err);
 	}
-	ret = check_dates("certificate", path, cert, err);
+	ret = in_date ? check_dates("certificate", path, cert, err) : 0;
 	if (ret == 0 && SSL_CTX_use_certificate(ctx->ssl_ctx, cert) != 1)
 		ret = error_set(err, EINVAL, "certificate file %s cannot be used: %s", path,
 				ERR_reason_error_string(ERR_peek_last_error()) ?: "unknown reason");
@@ -289,8 +289,8 @@ static int load_key(struct tls_context *ctx, const char *path, const char *cert_
 	return ret;
 }
 
-int tls_context_create(const char *ca_path, const char *cert_path, const char *key_path,
-		       struct tls_context **out, struct error *err)
+static int context_create(const char *ca_path, const char *cert_path, const char *key_path, bool in_date,
+			  struct tls_context **out, struct error *err)
 {
 	struct error local = ERROR_INIT;
 	struct tls_context *ctx = calloc(1, sizeof *ctx);
@@ -321,7 +321,7 @@ int tls_context_create(const char *ca_path, const char *cert_path, const char *k
 	SSL_CTX_set_verify(ctx->ssl_ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, verify_callback);
 	ret = load_ca(ctx, ca_path, err);
 	if (ret == 0)
-		ret = load_certificate(ctx, cert_path, err);
+		ret = load_certificate(ctx, cert_path, in_date, err);
 	if (ret == 0)
 		ret = load_key(ctx, key_path, cert_path, err);
 	if (ret < 0) {
@@ -330,6 +330,18 @@ int tls_context_create(const char *ca_path, const char *cert_path, const char *k
 	}
 	*out = ctx;
 	return 0;
+}
+
+int tls_context_create(const char *ca_path, const char *cert_path, const char *key_path,
+		       struct tls_context **out, struct error *err)
+{
+	return context_create(ca_path, cert_path, key_path, true, out, err);
+}
+
+int tls_context_create_server(const char *ca_path, const char *cert_path, const char *key_path,
+			      struct tls_context **out, struct error *err)
+{
+	return context_create(ca_path, cert_path, key_path, false, out, err);
 }
 
 void tls_context_free(struct tls_context *ctx)

@@ -391,6 +391,30 @@ static int answer_question(struct arrival *a, struct conn *conn, struct frame *a
 	return rc;
 }
 
+/* A host of the same CA that no [peer] names hears why, so that the person at its keyboard does. Its frames are
+ * read for the epoch alone. */
+static void refuse_stranger(struct arrival *a, struct conn *conn)
+{
+	struct frame f = {0};
+	uint64_t deadline = clock_now_ms() + PROOF_TIMEOUT_MS;
+	while (!frame_read(conn, PROOF_TIMEOUT_MS, &f, NULL) && clock_now_ms() < deadline) {
+		bool hello = f.type == FRAME_HELLO;
+		uint64_t epoch = f.epoch;
+		frame_release(&f);
+		if (!hello)
+			continue;
+		char reason[256];
+		snprintf(reason, sizeof reason, "no [peer] of host %s has the name of your certificate, %s",
+			 a->vm->cfg->name, conn_peer_name(conn));
+		json_t *o = json_pack("{s:s}", "reason", reason);
+		frame_send_json(conn, FRAME_REFUSE, epoch, o, PROOF_TIMEOUT_MS, NULL);
+		json_decref(o);
+		/* until the other side has closed: a reset must not overtake the sentence */
+		deadline = clock_now_ms() + 1000;
+	}
+	frame_release(&f);
+}
+
 int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool *became_owner, struct error *err)
 {
 	*became_owner = false;
@@ -401,7 +425,7 @@ int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool *be
 	}
 	arrival_init(a, vm, daemon);
 	struct conn *conn = NULL;
-	int rc = tls_context_create(vm->cfg->ca, vm->cfg->cert, vm->cfg->key, &a->tls, err);
+	int rc = tls_context_create_server(vm->cfg->ca, vm->cfg->cert, vm->cfg->key, &a->tls, err);
 	if (rc) {
 		close(fd);
 		return rc;
@@ -416,6 +440,7 @@ int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool *be
 	if (!peer) {
 		rc = error_set(err, EPERM, "certificate of %s: no [peer] of %s has that name",
 			       conn_peer_name(conn), vm->cfg->path);
+		refuse_stranger(a, conn);
 		conn_close(conn);
 		return rc;
 	}
