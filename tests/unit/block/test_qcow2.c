@@ -15,7 +15,10 @@
 
 static const struct block_image_info shapes[] = {
 	{.format = BLOCK_FORMAT_QCOW2, .virtual_bytes = 64 * MiB},
-	{.format = BLOCK_FORMAT_QCOW2, .virtual_bytes = 100 * MiB + 512, .cluster_bytes = 65536, .compat = "0.10"},
+	{.format = BLOCK_FORMAT_QCOW2,
+	 .virtual_bytes = 100 * MiB + 512,
+	 .cluster_bytes = 65536,
+	 .compat = "0.10"},
 	{.format = BLOCK_FORMAT_QCOW2, .virtual_bytes = 64 * MiB, .cluster_bytes = 4096, .compat = "1.1"},
 	{.format = BLOCK_FORMAT_QCOW2,
 	 .virtual_bytes = 4096 * MiB,
@@ -221,7 +224,8 @@ START_TEST(test_foreign_references_are_refused)
 	create("corrupt", &shapes[0]);
 	patch("corrupt", 72, 2, 8);
 	ck_assert_int_eq(try_open("corrupt", false, &blk, &err), -EINVAL);
-	ck_assert_int_eq(block_image_info(rig_path("corrupt"), BLOCK_FORMAT_QCOW2, false, &info, &err), -EINVAL);
+	ck_assert_int_eq(block_image_info(rig_path("corrupt"), BLOCK_FORMAT_QCOW2, false, &info, &err),
+			 -EINVAL);
 	create("future", &shapes[0]);
 	patch("future", 72, 1ull << 40, 8);
 	ck_assert_int_eq(try_open("future", false, &blk, &err), -EINVAL);

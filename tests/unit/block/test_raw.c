@@ -150,7 +150,8 @@ START_TEST(test_zero_and_discard)
 	uint64_t full = rig_allocated(path);
 	ck_assert_int_eq(block_zero(blk, 1 * MiB, 2 * MiB, 0), 0);
 	rig_expect(blk, 0, 2 * MiB, 1 * MiB);
-	ck_assert_uint_ge(rig_allocated(path), full); /* without MAY_UNMAP nothing is given back; below, 64 KiB for the file system's own maps */
+	ck_assert_uint_ge(rig_allocated(path), full); /* without MAY_UNMAP nothing is given back; below, 64
+							 KiB for the file system's own maps */
 	ck_assert_int_eq(block_zero(blk, 4 * MiB, 2 * MiB, BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_FUA), 0);
 	rig_expect(blk, 0, 2 * MiB, 4 * MiB);
 	ck_assert_uint_le(rig_allocated(path), full - 2 * MiB + 65536);
