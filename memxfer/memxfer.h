@@ -68,7 +68,8 @@ struct mem_stats { /* snapshot; any thread */
 struct mem_sender;
 int mem_sender_create(const struct mem_sender_options *opt, struct mem_sender **out, struct error *err);
 /* Runs pre-copy rounds until what remains fits the downtime target at the measured rate, or a limit is hit;
- * *limit_hit tells. Returns -ECANCELED after mem_sender_cancel. Tracking stays on. Blocking. */
+ * *limit_hit tells. Returns -ECANCELED after mem_sender_cancel. Tracking stays on. Blocking. May be called again
+ * when the pause that followed came to nothing. */
 int mem_sender_precopy(struct mem_sender *s, bool *limit_hit, struct error *err);
 /* Guest paused, devices drained, state saved: sends what is dirty, spread over all streams, ends each stream
  * with a barrier frame that carries page counts, and waits until the receiver acknowledged every stream (one

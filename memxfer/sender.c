@@ -181,14 +181,15 @@ int mem_sender_precopy(struct mem_sender *s, bool *limit_hit, struct error *err)
 	int ret = failure(s, err);
 
 	*limit_hit = false;
-	if (ret == 0 && s->tracking)
-		ret = error_set(err, EINVAL, "memory transfer: pre-copy runs once");
+	/* Again after a pause that came to nothing: what was written since joins what remained. */
+	uint64_t since = 0;
 	if (ret == 0)
-		ret = begin(s, err);
+		ret = s->tracking ? collect(s, &since, err) : begin(s, err);
 	if (ret < 0)
 		return ret;
 	last_collect_ns = clock_now_ns();
-	for (unsigned round = 1;; round++) {
+	unsigned done = atomic_load(&s->round);
+	for (unsigned round = done + 1;; round++) {
 		uint64_t data = atomic_load(&s->counters.data_pages),
 			 zero = atomic_load(&s->counters.zero_pages);
 		uint64_t before = clock_now_ns(), now, dirty, predicted;
@@ -220,7 +221,7 @@ int mem_sender_precopy(struct mem_sender *s, bool *limit_hit, struct error *err)
 			  (unsigned long long)predicted);
 		if (predicted <= (uint64_t)s->opt.downtime_target_ms * 1000)
 			return 0;
-		if ((s->opt.max_rounds && round >= s->opt.max_rounds) ||
+		if ((s->opt.max_rounds && round - done >= s->opt.max_rounds) ||
 		    (s->opt.max_time_ms && (now - s->started_ns) / 1000000 >= s->opt.max_time_ms)) {
 			*limit_hit = true;
 			return 0;
