@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "host/fsutil.h"
 #include "host/ini.h"
 #include "host/vmdef.h"
 
@@ -249,7 +250,8 @@ static int finish(struct host_config *c, struct error *err)
 	return 0;
 }
 
-int host_config_load(const char *path, struct host_config **out, struct error *err)
+int host_config_parse(const char *text, size_t len, const char *path, struct host_config **out,
+		      struct error *err)
 {
 	struct host_config *c = calloc(1, sizeof *c);
 	struct loader l = {.cfg = c};
@@ -261,14 +263,12 @@ int host_config_load(const char *path, struct host_config **out, struct error *e
 	c->max_incoming = 8;
 	c->drain_timeout_ms = 5000;
 	c->mirror_grace_ms = 50;
-	CLEANUP_FREE char *whole = realpath(path, NULL);
-	int rc = whole ? 0 : error_errno(err, errno, "%s", path);
-	if (!rc) {
-		snprintf(c->path, sizeof c->path, "%s", whole);
-		snprintf(l.folder, sizeof l.folder, "%s", whole);
-		*strrchr(l.folder, '/') = '\0';
-		rc = ini_parse_path(path, on_entry, &l, err);
-	}
+	snprintf(c->path, sizeof c->path, "%s", path);
+	snprintf(l.folder, sizeof l.folder, "%s", path);
+	char *slash = strrchr(l.folder, '/');
+	if (slash)
+		*slash = '\0';
+	int rc = ini_parse_text(text, len, path, on_entry, &l, err);
 	if (!rc)
 		rc = finish(c, err);
 	if (rc < 0) {
@@ -277,6 +277,17 @@ int host_config_load(const char *path, struct host_config **out, struct error *e
 	}
 	*out = c;
 	return 0;
+}
+
+int host_config_load(const char *path, struct host_config **out, struct error *err)
+{
+	CLEANUP_FREE char *whole = realpath(path, NULL);
+	CLEANUP_FREE char *text = NULL;
+	size_t len;
+	if (!whole)
+		return error_errno(err, errno, "%s", path);
+	int rc = fs_read_file(whole, INI_TEXT_MAX_BYTES, &text, &len, err);
+	return rc < 0 ? rc : host_config_parse(text, len, whole, out, err);
 }
 
 void host_config_free(struct host_config *c)

@@ -48,6 +48,8 @@ struct host_config {
 
 /* Errors name file and line. -ENOENT when the file is missing. */
 int host_config_load(const char *path, struct host_config **out, struct error *err);
+/* Pure, from text (the fuzzer links it); `path` stands for the file in errors and must be absolute. */
+int host_config_parse(const char *text, size_t len, const char *path, struct host_config **out, struct error *err);
 void host_config_free(struct host_config *cfg);
 const struct host_peer *host_config_peer(const struct host_config *cfg, const char *name);
 

@@ -92,6 +92,9 @@ static int parse_line(char *line, char *section, char *label, struct ini_entry *
 	*eq = '\0';
 	entry->key = trim(s);
 	entry->value = trim(eq + 1);
+	/* "key =;comment" must not become a value that reads as a comment when it is written again */
+	if (*entry->value == ';')
+		entry->value = "";
 	if (!*entry->key)
 		return error_set(err, EINVAL, "no key before '='");
 	if (!*section)
