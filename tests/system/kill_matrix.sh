@@ -5,7 +5,8 @@
 #   POINTS, VICTIMS: subsets; SILENCE_MS: the hosts' silence limit
 source "$(dirname "$0")/lib.sh"
 require_kvm
-POINTS=${POINTS:-before-storage in-copy in-mirror in-precopy after-ready after-commit}
+# owner-recorded: RUNNING not sent, the destination's record durable (handover.md, E)
+POINTS=${POINTS:-before-storage in-copy in-mirror in-precopy after-ready after-commit owner-recorded}
 VICTIMS=${VICTIMS:-source-snvmm destination-snvmm source-snmigrated destination-snmigrated link}
 DISK_MB=64
 hosts_up
@@ -14,14 +15,14 @@ cases=0
 # What the table allows: "STATE@HOST:EXIT ..."
 expected() { # POINT VICTIM
 	case $2-$1 in
-	source-snvmm-after-commit) echo "running@b:0 crashed@a:8" ;;
+	source-snvmm-after-commit | source-snvmm-owner-recorded) echo "running@b:0" ;;
 	source-snvmm-*) echo "crashed@a:8" ;;
-	destination-snvmm-after-commit) echo "running@a:4 crashed@b:8" ;;
+	destination-snvmm-owner-recorded) echo "crashed@b:8" ;;
 	destination-snvmm-*) echo "running@a:4" ;;
 	source-snmigrated-*) echo "running@b:0" ;;
-	destination-snmigrated-after-*) echo "running@b:0" ;;
+	destination-snmigrated-after-* | destination-snmigrated-owner-recorded) echo "running@b:0" ;;
 	destination-snmigrated-*) echo "running@b:0 running@a:4" ;;
-	link-after-commit) echo "running@b:0 running@b:6 running@a:4 running@a:6" ;;
+	link-after-commit | link-owner-recorded) echo "running@b:0 running@b:6" ;;
 	link-*) echo "running@a:4" ;;
 	esac
 }
@@ -46,7 +47,7 @@ strike() { # VICTIM
 mend() { # VICTIM
 	case $1 in
 	source-snmigrated) daemon_start a "SNM_FAULT=$fault" "SNM_FAULT_DIR=$T/fault" ;;
-	destination-snmigrated) daemon_start b ;;
+	destination-snmigrated) daemon_start b "SNM_FAULT=$fault_b" "SNM_FAULT_DIR=$T/fault" ;;
 	link) sleep "$(awk "BEGIN { print $SILENCE_MS * 1.5 / 1000 }")"; link_heal b ;;
 	esac
 }
@@ -68,26 +69,35 @@ left_over() { # HOST RUNNING_HERE(0/1)
 	[ -z "$(ls -A "$T/$1/state/incoming" 2>/dev/null)" ] || echo "host$1: incoming: $(ls "$T/$1/state/incoming")"
 	n=$(pids_in "$1" snvmm | wc -l); [ "$n" -eq "$2" ] || echo "host$1: $n snvmm for $2 VM"
 	n=$(pids_in "$1" qemu-nbd | wc -l); [ "$n" -eq "$2" ] || echo "host$1: $n qemu-nbd for $2 VM"
-	[ "$2" = 1 ] || [ ! -e "$(vm_dir "$1" "$vm")" ] || [ "$where" = "crashed@$1" ] || echo "host$1: the VM's folder is still there"
+	[ "$2" = 1 ] || [ ! -e "$(vm_dir "$1" "$vm")" ] || [ "${where%@*}" = crashed ] || echo "host$1: the VM's folder is still there"
 }
 
 for point in $POINTS; do
 	for victim in $VICTIMS; do
 		cases=$((cases + 1)); vm=vm$cases
 		begin=$(date +%s%N)
-		daemon_kill a TERM
+		daemon_kill a TERM; daemon_kill b TERM
 		rm -rf "$T/fault"; mkdir "$T/fault"
-		fault=$point:hold
+		fault=$point:hold fault_b= hits=$point
+		# COMMIT sent means COMMIT read here: the destination runs, held, before its owner record
+		case $point in
+		after-commit) fault_b=d-held-running:hold hits="$point d-held-running" ;;
+		owner-recorded) fault_b=d-owner-recorded:hold hits=d-owner-recorded ;;
+		esac
+		daemon_start b "SNM_FAULT=$fault_b" "SNM_FAULT_DIR=$T/fault"
 		daemon_start a "SNM_FAULT=$fault" "SNM_FAULT_DIR=$T/fault"
 		native_vm a $vm 128M "ws=16 rate=20 touch=8 zero=1 disk=rw diskrate=200 hb=100 seed=$cases"
 		wait_touched a $vm
 		snmigrate a $vm hostb --with-storage --json >"$T/move.json" 2>"$T/move.err" &
 		mover=$!
-		for _ in $(seq 200); do [ -e "$T/fault/$point.hit" ] && break; sleep 0.05; done
-		[ -e "$T/fault/$point.hit" ] || { cat "$T/move.json" "$T/move.err"; fail "$victim at $point: the point was not reached"; }
+		for hit in $hits; do
+			for _ in $(seq 400); do [ -e "$T/fault/$hit.hit" ] && break; sleep 0.05; done
+			[ -e "$T/fault/$hit.hit" ] || { cat "$T/move.json" "$T/move.err"; fail "$victim at $point: $hit was not reached"; }
+		done
 		strike "$victim"
 		sleep 0.1
-		touch "$T/fault/$point.go"
+		[ "$victim" = link ] && sleep "$(awk "BEGIN { print $SILENCE_MS * 1.2 / 1000 }")"
+		for hit in $hits; do touch "$T/fault/$hit.go"; done
 		mend "$victim"
 		rc=0; wait $mover || rc=$?
 		where=

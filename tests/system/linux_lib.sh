@@ -83,8 +83,9 @@ INI
 	collector_pids+=($!)
 	wait_for 30 "50 records from the guest" has_records 50
 }
-# The console's kept tail and what follows, into $work/console, from the host where the VM is.
+# The console from the host where the VM is into $work/console: what was kept (it travels with the VM), and what follows.
 console_follow() {
+	rm -f "$work/console"
 	lab exec "$1" sh -c "socat -u UNIX-CONNECT:/var/lib/snmigrate/vms/$VM/console.sock - | tr -d '\r'" </dev/null >>"$work/console" 2>/dev/null &
 	collector_pids+=($!)
 }
@@ -120,7 +121,7 @@ linux_move() {
 	[[ $(state_of "$to") == running ]] || fail "$VM is $(state_of "$to") at $to"
 	[[ $(state_of "$from") == absent ]] || fail "$from still lists $VM"
 	on "$from" test ! -e "/var/lib/snmigrate/vms/$VM" || fail "the VM's folder is still at $from"
-	[[ -z $(on "$from" sh -c 'pgrep -x snvmm; pgrep -x qemu-nbd; true') ]] || fail "processes of the VM are left at $from"
+	[[ -z $(on "$from" sh -c 'busybox pidof snvmm qemu-nbd; true') ]] || fail "processes of the VM are left at $from"
 	wait_for 30 "new records after the move" has_more_records "$((root + 20))" "$((data + 20))"
 	jq -r --arg way "$from -> $to" '"\($way): total \(.total_ms) ms, storage \(.storage_ms) ms, memory \(.memory_ms) ms, downtime \(.downtime_ms) ms, rounds \(.rounds), \(.wire_bytes) bytes on the wire"' <<<"$end"
 }
