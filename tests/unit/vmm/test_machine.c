@@ -171,7 +171,7 @@ END_TEST
 
 START_TEST(many_vcpus_start_and_stop)
 {
-	struct machine *m = boot(tiny_count, sizeof tiny_count, 16);
+	struct machine *m = boot(tiny_count, sizeof tiny_count, MACHINE_CPUS_MAX);
 	uint32_t n = 0;
 	for (int i = 0; i < 10; i++) {
 		ck_assert_int_eq(machine_start(m, NULL), 0);
