@@ -155,7 +155,7 @@ START_TEST(test_io)
 	n = 1;
 	ck_ok(block_extents(blk, 4 * MiB, MiB / 2, ext, &n, &err), err);
 	ck_assert(n == 1 && ext[0].hole && ext[0].len_bytes == MiB / 2);
-	char b[512];
+	char b[512] = {0};
 	ck_assert_int_eq(block_pread(blk, b, 512, 32 * MiB), -EINVAL);
 	ck_assert_int_eq(block_pwrite(blk, b, 512, 32 * MiB), -ENOSPC);
 
@@ -212,7 +212,7 @@ START_TEST(test_server_gone)
 		failed += m[i].result != 0;
 	ck_assert_uint_gt(failed, 0);
 	free(m);
-	char b[512];
+	char b[512] = {0};
 	for (int i = 0; i < 200 && block_pread(blk, b, 512, 0) == 0; i++)
 		clock_sleep_ms(5);
 	uint64_t begin = clock_now_ms();
@@ -318,7 +318,7 @@ START_TEST(test_nbdkit_errors)
 					   "error-pread-rate=50%",
 					   NULL};
 	struct error err = ERROR_INIT;
-	char b[512];
+	char b[512] = {0};
 	if (!nbdkit(args))
 		return;
 	ck_ok(open_nbdkit(1, 0, &err), err);
