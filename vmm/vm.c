@@ -158,6 +158,10 @@ int vm_load_kernel(struct vm *vm, bool boot, struct error *err)
 		snprintf(initrd, sizeof initrd, "%s", vm->def.initrd);
 	else
 		snprintf(initrd, sizeof initrd, "/proc/self/fd/%d/%s", vm->dirfd, vm->def.initrd);
+	const char *const names[] = {vm->def.kernel, vm->def.initrd};
+	for (unsigned i = 0; i < 2; i++) /* named as people know them, before the descriptor's path would be */
+		if (names[i][0] && names[i][0] != '/' && faccessat(vm->dirfd, names[i], R_OK, 0))
+			return error_errno(err, errno, "%s %s/%s", i ? "initrd" : "kernel", vm->dir, names[i]);
 	if (boot)
 		return machine_load_kernel(vm->machine, kernel, in, vm->def.cmdline, err);
 	return machine_set_kernel(vm->machine, kernel, in, vm->def.cmdline, err);

@@ -158,7 +158,7 @@ size = 16M
 INI
 snvm a create "$T/make/gone.ini" >/dev/null
 mv "$(vm_dir a gone)/kernel" "$T/kernel"
-refuse 3 "kernel" snvm a start gone
+refuse 3 "kernel $(vm_dir a gone)/kernel: No such file" snvm a start gone
 [ "$(vm_state a gone)" = stopped ] || fail "gone is $(vm_state a gone)"
 mv "$T/kernel" "$(vm_dir a gone)/kernel"
 qemu-io -f qcow2 -c 'write -P 7 0 8M' "$(vm_dir a gone)/root.qcow2" >/dev/null
