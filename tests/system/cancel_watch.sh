@@ -126,4 +126,22 @@ clean a; clean b
 [ "$(vm_state b vm2)" = absent ] || fail "the destination lists it: $(vm_state b vm2)"
 snvm a start vm2
 assert_good "$(wait_hb a vm2)"
+
+# After COMMIT it is too late to cancel, and the command says so: the move ends well.
+snvm a stop --force vm2
+daemon_kill a TERM
+mkdir "$T/fault"
+daemon_start a SNM_FAULT=after-commit:hold "SNM_FAULT_DIR=$T/fault"
+snvm a start vm2
+seq=$(hb_field "$(wait_hb a vm2)" seq)
+snmigrate a vm2 hostb --with-storage --json >"$T/move.json" 2>"$T/move.err" &
+mover=$!
+for _ in $(seq 300); do [ -e "$T/fault/after-commit.hit" ] && break; sleep 0.05; done
+refuse 3 "too late to cancel" snmigrate a cancel vm2
+touch "$T/fault/after-commit.go"
+rc=0; wait $mover || rc=$?
+[ $rc = 0 ] || fail "a cancel that came too late: exit $rc: $(tail -n 1 "$T/move.json")"
+check_lines "$T/move.json" moved
+assert_good "$(wait_hb b vm2 "$seq")"
+[ "$(vm_state a vm2)" = absent ] || fail "vm2 is at both hosts"
 echo "figure: $checks refusals; rounds with --max-downtime 2000: $loose, with 40: $tight"
