@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "host/client.h"
 
+#include <getopt.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,4 +62,29 @@ int client_request(const char *program, const char *control, json_t *request, js
 		return 0;
 	fprintf(stderr, "%s: %s\n", program, err.message);
 	return status ? status : EXIT_FAILED;
+}
+
+int client_option_error(const char *program, char **argv)
+{
+	const char *word = optind > 0 && argv[optind - 1] ? argv[optind - 1] : "";
+	bool is_long = !strncmp(word, "--", 2);
+	fprintf(stderr, "%s: ", program);
+	if (is_long && !optopt)
+		fprintf(stderr, "unknown or ambiguous option '%s'", word);
+	else if (is_long && strchr(word, '='))
+		fprintf(stderr, "option '%s' takes no argument", word);
+	else if (is_long)
+		fprintf(stderr, "option '%s' needs an argument", word);
+	else
+		fprintf(stderr, "unknown option '-%c'", optopt);
+	fprintf(stderr, " (try %s --help)\n", program);
+	return EXIT_USAGE;
+}
+
+bool client_wants_help(int argc, char **argv)
+{
+	for (int i = 0; i < argc && strcmp(argv[i], "--"); i++)
+		if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h"))
+			return true;
+	return false;
 }

@@ -3,6 +3,7 @@
 #define HOST_CLIENT_H
 
 #include <jansson.h>
+#include <stdbool.h>
 
 #include "base/error.h"
 #include "host/jsonl.h"
@@ -20,5 +21,11 @@ int client_connect(const char *control, struct jsonl **out, struct error *err);
  * or 0. */
 int client_request(const char *program, const char *control, json_t *request, json_t **reply,
 		   unsigned timeout_ms);
+
+/* After getopt_long said '?' (opterr being 0): one sentence on stderr that names the option. Returns
+ * EXIT_USAGE. */
+int client_option_error(const char *program, char **argv);
+/* True if "--help" or "-h" stands among them, before any "--". */
+bool client_wants_help(int argc, char **argv);
 
 #endif

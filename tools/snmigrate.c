@@ -8,6 +8,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "host/client.h"
 #include "host/exit.h"
 #include "tools/libsnmigrate/snmigrate.h"
 
@@ -28,6 +29,7 @@ static void usage(FILE *out)
 	      "         --max-downtime MS   the longest stop of the guest to aim at (50)\n"
 	      "         --keep-source       keep the source's files, under a name that nothing can start\n"
 	      "         --suspend           leave the guest paused at the destination\n"
+	      "         --no-tls            memory and disks unencrypted; both hosts must allow it\n"
 	      "         --json              one JSON object a line, the last one with \"result\"\n"
 	      "       snmigrate watch VM [--json]            follow a move under way\n"
 	      "       snmigrate cancel VM                    end it; the VM stays where it is\n"
@@ -83,28 +85,27 @@ int main(int argc, char **argv)
 		/* options that take an argument of their own */
 		at += !strcmp(argv[at], "--control") || !strcmp(argv[at], "--max-downtime") ? 2 : 1;
 	}
-	if (at >= argc) {
+	if (argc == 1) {
 		usage(stderr);
 		return EXIT_USAGE;
 	}
-	if (!strcmp(argv[at], "help")) {
+	if ((at < argc && !strcmp(argv[at], "help")) || client_wants_help(argc, argv)) {
 		usage(stdout);
 		return 0;
 	}
-	for (size_t i = 0; i < ARRAY_SIZE(subcommands); i++) {
+	opterr = 0;
+	for (size_t i = 0; at < argc && i < ARRAY_SIZE(subcommands); i++) {
 		if (strcmp(argv[at], subcommands[i].name))
 			continue;
 		/* what stands before the subcommand */
 		int c, before = at;
-		opterr = 0;
 		argv[0] = (char *)"snmigrate";
 		while ((c = getopt_long(before, argv, "+", options, NULL)) != -1) {
 			if (c != 'c')
-				return snmigrate_usage_error("wrong option before %s", argv[at]);
+				return client_option_error("snmigrate", argv);
 			s.control = optarg;
 		}
 		optind = 0; /* getopt begins anew */
-		opterr = 1;
 		return subcommands[i].run(&s, argc - at, argv + at);
 	}
 	optind = 0;

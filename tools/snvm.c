@@ -8,6 +8,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "host/client.h"
 #include "host/exit.h"
 #include "tools/libsnvm/snvm.h"
 
@@ -67,6 +68,7 @@ int main(int argc, char **argv)
 	int c;
 	log_init("snvm");
 	signal(SIGPIPE, SIG_IGN);
+	opterr = 0;
 	/* "+": options after the subcommand are the subcommand's */
 	while ((c = getopt_long(argc, argv, "+h", options, NULL)) != -1) {
 		switch (c) {
@@ -80,14 +82,14 @@ int main(int argc, char **argv)
 			printf("snvm %s\n", SNM_VERSION);
 			return 0;
 		default:
-			return snvm_usage_error("wrong usage");
+			return client_option_error("snvm", argv);
 		}
 	}
 	if (optind == argc) {
 		usage(stderr);
 		return EXIT_USAGE;
 	}
-	if (!strcmp(argv[optind], "help")) {
+	if (!strcmp(argv[optind], "help") || client_wants_help(argc - optind, argv + optind)) {
 		usage(stdout);
 		return 0;
 	}

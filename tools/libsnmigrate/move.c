@@ -199,7 +199,7 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 			s->control = optarg;
 			break;
 		default:
-			status = snmigrate_usage_error("wrong usage of move");
+			status = client_option_error("snmigrate", argv);
 		}
 	}
 	if (!status && argc - optind != 2)
@@ -230,7 +230,7 @@ int snmigrate_watch(struct snmigrate *s, int argc, char **argv)
 		else if (c == 'c')
 			s->control = optarg;
 		else
-			return snmigrate_usage_error("wrong usage of watch");
+			return client_option_error("snmigrate", argv);
 	}
 	if (argc - optind != 1 || strlen(argv[optind]) > 63)
 		return snmigrate_usage_error("watch takes one VM");
@@ -246,7 +246,7 @@ int snmigrate_cancel(struct snmigrate *s, int argc, char **argv)
 	int c;
 	while ((c = getopt_long(argc, argv, "", known, NULL)) != -1) {
 		if (c != 'c')
-			return snmigrate_usage_error("wrong usage of cancel");
+			return client_option_error("snmigrate", argv);
 		s->control = optarg;
 	}
 	if (argc - optind != 1)

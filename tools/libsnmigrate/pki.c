@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "host/client.h"
 #include "host/exit.h"
 #include "host/pki.h"
 #include "tools/libsnmigrate/snmigrate.h"
@@ -18,7 +19,7 @@ int snmigrate_pki(struct snmigrate *s, int argc, char **argv)
 	int c;
 	while ((c = getopt_long(argc, argv, "", known, NULL)) != -1) {
 		if (c != 'd')
-			return snmigrate_usage_error("wrong usage of pki");
+			return client_option_error("snmigrate", argv);
 		days = strtol(optarg, &end, 10);
 		if (!*optarg || *end || days == 0 || days > DAYS_MAX || days < -DAYS_MAX)
 			return snmigrate_usage_error("--days %s: not a number of days", optarg);

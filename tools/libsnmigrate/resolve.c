@@ -81,7 +81,7 @@ int snmigrate_resolve(struct snmigrate *s, int argc, char **argv)
 		else if (c == 'c')
 			s->control = optarg;
 		else
-			return snmigrate_usage_error("wrong usage of resolve");
+			return client_option_error("snmigrate", argv);
 	}
 	if (argc - optind != 1 || (run_here && give_up) || (confirmed && !run_here))
 		return snmigrate_usage_error("resolve takes one VM, and --run-here or --give-up or neither");

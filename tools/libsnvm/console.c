@@ -84,7 +84,7 @@ int snvm_console(const struct snvm *s, int argc, char **argv)
 {
 	static const struct option none[] = {{0}};
 	if (getopt_long(argc, argv, "", none, NULL) != -1)
-		return snvm_usage_error("wrong usage of console");
+		return client_option_error("snvm", argv);
 	const char *name = snvm_one_name(argc, argv, optind);
 	if (!name)
 		return EXIT_USAGE;

@@ -71,7 +71,7 @@ int snvm_create(const struct snvm *s, int argc, char **argv)
 	json_t *imports = json_object();
 	int c, status = 0;
 	while (!status && (c = getopt_long(argc, argv, "", options, NULL)) != -1)
-		status = c == 'i' ? add_import(imports, optarg) : snvm_usage_error("wrong usage of create");
+		status = c == 'i' ? add_import(imports, optarg) : client_option_error("snvm", argv);
 	if (!status && argc - optind != 1)
 		status = snvm_usage_error("create takes one definition file");
 	if (!status)

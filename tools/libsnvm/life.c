@@ -17,7 +17,7 @@ static int simple(const struct snvm *s, int argc, char **argv, unsigned timeout_
 {
 	static const struct option none[] = {{0}};
 	if (getopt_long(argc, argv, "", none, NULL) != -1)
-		return snvm_usage_error("wrong usage of %s", argv[0]);
+		return client_option_error("snvm", argv);
 	const char *name = snvm_one_name(argc, argv, optind);
 	if (!name)
 		return EXIT_USAGE;
@@ -53,7 +53,7 @@ int snvm_start(const struct snvm *s, int argc, char **argv)
 	int c;
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		if (c != 'p')
-			return snvm_usage_error("wrong usage of start");
+			return client_option_error("snvm", argv);
 		paused = true;
 	}
 	const char *name = snvm_one_name(argc, argv, optind);
@@ -81,7 +81,7 @@ int snvm_stop(const struct snvm *s, int argc, char **argv)
 				return snvm_usage_error("--timeout %s: not a number from 1 to %d", optarg,
 							STOP_SECONDS_MAX);
 		} else {
-			return snvm_usage_error("wrong usage of stop");
+			return client_option_error("snvm", argv);
 		}
 	}
 	const char *name = snvm_one_name(argc, argv, optind);

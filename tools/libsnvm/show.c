@@ -21,7 +21,7 @@ static int take_json_option(int argc, char **argv, bool *json)
 	int c;
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		if (c != 'j')
-			return snvm_usage_error("wrong usage of %s", argv[0]);
+			return client_option_error("snvm", argv);
 		*json = true;
 	}
 	return 0;
