@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A host with a valid certificate that sends what no honest source sends: one HELLO of its own making, then what the
- * case demands, over the real protocol (docs/protocol.md). Prints what came back:
- *   "refused: SENTENCE", "aborted: SENTENCE", "accepted", "closed: SENTENCE"
+ * A host with a valid certificate that sends what no honest source sends: one HELLO of its own making, then
+ * what the case demands, over the real protocol (docs/protocol.md). Prints what came back: "refused:
+ * SENTENCE", "aborted: SENTENCE", "accepted", "closed: SENTENCE"
  *
  * hostile_peer ADDRESS PEER CA CERT KEY CASE [EPOCH]
  * Exit status: 0 when the peer said or did something, 2 wrong usage, 3 when there was no connection.
@@ -37,15 +37,16 @@ static const char junk[] = "GET /this-is-no-frame-at-all HTTP/1.1\r\nHost: examp
 static void define(struct hostile *h, const char *vm_extra, const char *kernel, const char *rest)
 {
 	snprintf(h->definition, sizeof h->definition,
-		 "[vm]\nname = %s\nuuid = %s\nmemory = 64M\ncpus = 1\nkernel = %s\nserial = socket\n%s%s", h->name,
-		 h->uuid, kernel, vm_extra, rest);
+		 "[vm]\nname = %s\nuuid = %s\nmemory = 64M\ncpus = 1\nkernel = %s\nserial = socket\n%s%s",
+		 h->name, h->uuid, kernel, vm_extra, rest);
 	json_object_set_new(h->hello, "definition", json_string(h->definition));
 }
 
 static json_t *disk(const char *id, const char *format, json_int_t virtual_bytes)
 {
 	return json_pack("{s:s, s:s, s:I, s:I, s:i, s:s}", "id", id, "format", format, "virtual_bytes",
-			 virtual_bytes, "allocated_bytes", (json_int_t)0, "cluster_bytes", 65536, "compat", "1.1");
+			 virtual_bytes, "allocated_bytes", (json_int_t)0, "cluster_bytes", 65536, "compat",
+			 "1.1");
 }
 
 static void make_hello(struct hostile *h)
@@ -56,11 +57,12 @@ static void make_hello(struct hostile *h)
 		fprintf(stderr, "hostile_peer: %s\n", err.message);
 		exit(3);
 	}
-	h->hello = json_pack("{s:[i,i], s:s, s:s, s:s, s:s, s:[{s:s, s:i}], s:[o], s:o, s:I, s:i, s:[[i,i]], s:b, s:b}",
-			     "versions", 1, 1, "program", "hostile", "host", "hosta", "uuid", h->uuid, "name", h->name,
-			     "files", "name", "kernel", "size", 4096, "disks", disk("root", "raw", 1 << 20), "cpu", cpu,
-			     "memory_bytes", (json_int_t)(64 << 20), "streams", 1, "regions", 0, 4, "suspend", 0,
-			     "no_tls", 0);
+	h->hello = json_pack(
+		"{s:[i,i], s:s, s:s, s:s, s:s, s:[{s:s, s:i}], s:[o], s:o, s:I, s:i, s:[[i,i]], s:b, s:b}",
+		"versions", 1, 1, "program", "hostile", "host", "hosta", "uuid", h->uuid, "name", h->name,
+		"files", "name", "kernel", "size", 4096, "disks", disk("root", "raw", 1 << 20), "cpu", cpu,
+		"memory_bytes", (json_int_t)(64 << 20), "streams", 1, "regions", 0, 4, "suspend", 0, "no_tls",
+		0);
 	define(h, "", "kernel", default_disks);
 }
 
@@ -72,7 +74,8 @@ static void cpu_feature(struct hostile *h)
 	json_array_foreach(table, i, e)
 	{
 		/* function, index, flags, eax, ebx, ecx, edx */
-		if (json_integer_value(json_array_get(e, 0)) != 7 || json_integer_value(json_array_get(e, 1)) != 0)
+		if (json_integer_value(json_array_get(e, 0)) != 7 ||
+		    json_integer_value(json_array_get(e, 1)) != 0)
 			continue;
 		json_array_set_new(e, 4, json_integer(0xffffffff));
 		return;
@@ -119,13 +122,15 @@ static bool change_hello(struct hostile *h, const char *what)
 		define(h, "initrd = /etc/shadow\n", "kernel", default_disks);
 	} else if (!strcmp(what, "serial-file")) {
 		snprintf(text, sizeof text,
-			 "[vm]\nname = %s\nuuid = %s\nmemory = 64M\nkernel = kernel\nserial = file:/etc/escaped\n%s",
+			 "[vm]\nname = %s\nuuid = %s\nmemory = 64M\nkernel = kernel\nserial = "
+			 "file:/etc/escaped\n%s",
 			 h->name, h->uuid, default_disks);
 		json_object_set_new(o, "definition", json_string(text));
 	} else if (!strcmp(what, "definition-malformed")) {
 		define(h, "cpus\n", "kernel", default_disks);
 	} else if (!strcmp(what, "bridge-missing")) {
-		define(h, "", "kernel", "[disk root]\npath = root.raw\nformat = raw\n[net lan]\nbridge = nobr7\n");
+		define(h, "", "kernel",
+		       "[disk root]\npath = root.raw\nformat = raw\n[net lan]\nbridge = nobr7\n");
 	} else if (!strcmp(what, "disk-list-short")) {
 		json_object_set_new(o, "disks", json_array());
 	} else if (!strcmp(what, "disk-id-other")) {
@@ -146,10 +151,11 @@ static bool change_hello(struct hostile *h, const char *what)
 	} else if (!strcmp(what, "file-huge")) {
 		json_object_set_new(first(h, "files"), "size", json_integer((json_int_t)1 << 60));
 	} else if (!strcmp(what, "file-twice")) {
-		json_array_append_new(json_object_get(o, "files"), json_pack("{s:s, s:i}", "name", "kernel", "size", 1));
+		json_array_append_new(json_object_get(o, "files"),
+				      json_pack("{s:s, s:i}", "name", "kernel", "size", 1));
 	} else if (!strcmp(what, "memory-huge")) {
-		snprintf(text, sizeof text, "[vm]\nname = %s\nuuid = %s\nmemory = 8T\nkernel = kernel\n%s", h->name,
-			 h->uuid, default_disks);
+		snprintf(text, sizeof text, "[vm]\nname = %s\nuuid = %s\nmemory = 8T\nkernel = kernel\n%s",
+			 h->name, h->uuid, default_disks);
 		json_object_set_new(o, "definition", json_string(text));
 	} else if (!strcmp(what, "streams-many")) {
 		json_object_set_new(o, "streams", json_integer(100000));
@@ -183,7 +189,8 @@ static bool change_hello(struct hostile *h, const char *what)
 static int send_raw(struct hostile *h, uint16_t type, uint32_t len, const char *payload)
 {
 	uint8_t raw[FRAME_HEADER_BYTES];
-	frame_header_encode(raw, &(struct frame_header){.type = type, .epoch = h->epoch, .len = len, .checksum = 1});
+	frame_header_encode(
+		raw, &(struct frame_header){.type = type, .epoch = h->epoch, .len = len, .checksum = 1});
 	int rc = conn_write_full(h->conn, raw, sizeof raw, TIMEOUT_MS, NULL);
 	return rc || !payload ? rc : conn_write_full(h->conn, payload, strlen(payload), TIMEOUT_MS, NULL);
 }
@@ -283,7 +290,8 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	struct error err = ERROR_INIT;
-	struct hostile h = {.epoch = EPOCH, .name = "hostile", .uuid = "5a5a5a5a-1111-4222-8333-444455556666"};
+	struct hostile h = {
+		.epoch = EPOCH, .name = "hostile", .uuid = "5a5a5a5a-1111-4222-8333-444455556666"};
 	if (argc == 8)
 		h.epoch = strtoull(argv[7], NULL, 10);
 	setvbuf(stdout, NULL, _IOLBF, 0);
