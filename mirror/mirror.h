@@ -28,10 +28,15 @@ struct mirror_options {
 			  synced */
 	uint32_t chunk_bytes;	     /* 0 = default 1 MiB; power of two */
 	unsigned requests_in_flight; /* 0 = default 16 */
-	unsigned write_grace_ms; /* 0 = default 50: then a silent remote makes the chunk unsynced and ends the
-				    session */
-	/* Called once from a thread of the mirror when the remote failed or went silent; the guest runs on
-	 * locally. */
+	/*
+	 * 0 = default 50: then a silent remote makes the chunk unsynced and ends the session. Silent: its
+	 * oldest unanswered request is the oldest for that long while a guest's write waits for as long; a
+	 * link that is only busy keeps answering. A guest's flush gets 20 times that. Without a guest that
+	 * waits, the remote's own timeouts rule.
+	 */
+	unsigned write_grace_ms;
+	/* Called once a session from a thread of the mirror when the remote failed or went silent, before
+	 * mirror_stop returns; the guest runs on locally. Must not call mirror_start or mirror_stop. */
 	void (*failed)(void *opaque, const struct error *err);
 	void *opaque;
 };
@@ -50,12 +55,15 @@ int mirror_start(struct mirror *m, const struct mirror_options *opt, struct erro
 /* Waits until all chunks are synced (0), failure, or timeout (-ETIMEDOUT; 0 = for ever), or mirror_cancel
  * (-ECANCELED). */
 int mirror_wait_synced(struct mirror *m, unsigned timeout_ms, struct error *err);
-/* Flushes the remote after the pass; later guest flushes go to both. */
+/* Flushes the remote after the pass; later guest flushes go to both (until then the local disk is enough: if
+ * this host dies, so does the move). */
 int mirror_flush_remote(struct mirror *m, struct error *err);
-/* With guest I/O quiesced: true when every chunk is synced and nothing is in flight. */
+/* With guest I/O quiesced: true when every chunk is synced, nothing is in flight, and nothing was copied
+ * after the last mirror_flush_remote, if there was one. */
 bool mirror_is_consistent(struct mirror *m);
-/* Ends mirroring (waits for mirrored writes in flight), closes the remote. The filter passes through again.
- * Idempotent. */
+/* Ends mirroring (waits for mirrored writes in flight), closes the remote, which waits for its late replies.
+ * The filter passes through again; it goes on noting what is written, for a start with keep_map. Idempotent.
+ */
 void mirror_stop(struct mirror *m);
 void mirror_cancel(struct mirror *m); /* any thread; mirror_stop still needed */
 void mirror_stats(struct mirror *m, struct mirror_stats *out);

@@ -54,6 +54,7 @@ struct faulty {
 	int error;	  /* every change from now on */
 	long error_after; /* -1: never */
 	int error_op;	  /* only this op fails; -1: all but reads */
+	int refuse;	  /* submit returns it */
 	bool count_overlaps;
 	unsigned overlaps, requests[8];
 	uint64_t inflight_bytes, inflight_bytes_max, read_bytes;
@@ -175,6 +176,12 @@ static inline int faulty_submit(struct block *blk, struct block_request *req)
 	it->f = f;
 	it->req = req;
 	pthread_mutex_lock(&f->lock);
+	if (f->refuse) {
+		int rc = f->refuse;
+		pthread_mutex_unlock(&f->lock);
+		free(it);
+		return rc;
+	}
 	f->requests[req->op]++;
 	if (req->op == BLOCK_READ)
 		f->read_bytes += req->len_bytes;
@@ -233,6 +240,13 @@ static inline void faulty_set_error(struct faulty *f, int error, int op)
 	pthread_mutex_lock(&f->lock);
 	f->error = error;
 	f->error_op = op;
+	pthread_mutex_unlock(&f->lock);
+}
+
+static inline void faulty_refuse(struct faulty *f, int rc)
+{
+	pthread_mutex_lock(&f->lock);
+	f->refuse = rc;
 	pthread_mutex_unlock(&f->lock);
 }
 

@@ -367,6 +367,33 @@ START_TEST(a_failure_frees_those_who_wait_for_bounce_memory)
 }
 END_TEST
 
+START_TEST(a_refused_request_is_answered_from_the_mirrors_thread)
+{
+	struct rig r = {0};
+	start_synced(&r, 1 * MIB, true, PATIENT_MS);
+	faulty_refuse(r.local, -ENOMEM);
+	ck_assert_int_eq(guest_do(r.top, BLOCK_WRITE, 0, 4096, 1), -ENOMEM);
+	faulty_refuse(r.local, 0);
+	/* the pass may have met the refusal too: then that ended the session */
+	struct error err = ERROR_INIT;
+	if (mirror_wait_synced(r.m, 50000, &err)) {
+		rig_stop(&r);
+		start_again(&r);
+	}
+	unsigned failed = atomic_load(&r.failed);
+	faulty_refuse(r.remote, -ENOTCONN);
+	ck_assert_int_eq(guest_do(r.top, BLOCK_WRITE, 0, 300 * KIB, 1), 0);
+	rig_eventually(atomic_load(&r.failed) == failed + 1);
+	ck_assert_int_eq(r.failed_code, -ENOTCONN);
+	faulty_refuse(r.local, -ENOMEM);
+	ck_assert_int_eq(guest_do(r.top, BLOCK_WRITE, 0, 4096, 1), -ENOMEM);
+	faulty_refuse(r.local, 0);
+	rig_stop(&r);
+	start_again(&r);
+	end_equal(&r);
+}
+END_TEST
+
 START_TEST(a_fresh_start_forgets_the_map)
 {
 	struct rig r = {0};
@@ -403,6 +430,7 @@ int main(void)
 	tcase_add_test(tc, a_copy_after_the_remote_flush_voids_it);
 	tcase_add_test(tc, bounce_memory_is_bounded_and_requests_wait_in_order);
 	tcase_add_test(tc, a_failure_frees_those_who_wait_for_bounce_memory);
+	tcase_add_test(tc, a_refused_request_is_answered_from_the_mirrors_thread);
 	tcase_add_test(tc, a_fresh_start_forgets_the_map);
 	suite_add_tcase(s, tc);
 	SRunner *sr = srunner_create(s);
