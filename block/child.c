@@ -56,7 +56,8 @@ static void __attribute__((noreturn)) become(const char *path, const struct chil
 					     char *listen_pid, pid_t parent, int null_fd)
 {
 	int high[CHILD_FDS_MAX];
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	/* Not SIGKILL: a qemu-nbd cut off in the middle of a metadata table can leave a qcow2 image corrupt. */
+	prctl(PR_SET_PDEATHSIG, SIGTERM);
 	if (getppid() != parent)
 		_exit(127);
 	setsid(); /* a terminal's Ctrl-C is for us, who then close in order */

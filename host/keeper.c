@@ -128,6 +128,9 @@ int keeper_empty_group(struct keeper *k, struct error *err)
 	int rc = spawn_group_is_empty(k->uuid, err);
 	if (rc < 0)
 		return rc;
+	/* A qemu-nbd whose client died ends by itself, its image in order; killed, it may leave the image corrupt. */
+	if (rc == 0 && spawn_group_wait_empty(k->uuid, DAEMON_ORDERLY_END_MS, NULL) == 0)
+		return 0;
 	if (rc == 0) {
 		log_info("VM %s: ending processes that its snvmm left behind", k->uuid);
 		rc = spawn_group_kill(k->uuid, err);

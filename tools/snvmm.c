@@ -22,20 +22,21 @@
 
 static void usage(FILE *out)
 {
-	fputs("Usage: snvmm --config FILE --vm NAME [--paused]\n"
+	fputs("Usage: snvmm --config FILE --vm NAME [--paused] [--forced]\n"
 	      "       snvmm --config FILE --incoming      (connection on descriptor 3, daemon on 4)\n"
 	      "\n"
 	      "The virtual machine monitor of one VM. snmigrated starts it; people use snvm and snmigrate.\n"
 	      "  --config FILE   the host's configuration\n"
 	      "  --vm NAME       run this VM of the registry\n"
 	      "  --paused        do not start its processors\n"
+	      "  --forced        after resolve --run-here: do not ask the other host first\n"
 	      "  --incoming      serve one control connection: a question, or an arriving VM\n"
 	      "  --help, --version\n",
 	      out);
 }
 
 /* Opens the VM of the registry and starts it. */
-static int open_vm(struct vm *vm, const char *name, bool paused, struct error *err)
+static int open_vm(struct vm *vm, const char *name, bool paused, bool forced, struct error *err)
 {
 	int rc = registry_vm_dir(vm->cfg, name, vm->dir, err);
 	if (rc)
@@ -51,7 +52,8 @@ static int open_vm(struct vm *vm, const char *name, bool paused, struct error *e
 	struct vm_record rec;
 	if (!rc)
 		rc = vm_record(vm, &rec, err);
-	if (!rc)
+	/* --forced: resolve --run-here wrote owner-unconfirmed, and starts it this once without asking. */
+	if (!rc && !(forced && rec.state == HANDOVER_OWNER_UNCONFIRMED && rec.flags & RECORD_FORCED))
 		rc = handover_may_start(&rec, err);
 	if (!rc)
 		rc = vm_open_disks(vm, err);
@@ -96,13 +98,13 @@ static int live(struct vm *vm)
 	}
 }
 
-static int run_vm(const struct host_config *cfg, const char *name, bool paused)
+static int run_vm(const struct host_config *cfg, const char *name, bool paused, bool forced)
 {
 	struct vm vm;
 	struct error err = ERROR_INIT;
 	vm_init(&vm, cfg);
 	int status = 1;
-	if (open_vm(&vm, name, paused, &err))
+	if (open_vm(&vm, name, paused, forced, &err))
 		log_error("%s", err.message);
 	else
 		status = live(&vm);
@@ -143,15 +145,13 @@ static int run_incoming(const struct host_config *cfg)
 
 int main(int argc, char **argv)
 {
-	static const struct option options[] = {{"config", required_argument, NULL, 'c'},
-						{"vm", required_argument, NULL, 'v'},
-						{"incoming", no_argument, NULL, 'i'},
-						{"paused", no_argument, NULL, 'p'},
-						{"help", no_argument, NULL, 'h'},
-						{"version", no_argument, NULL, 'V'},
-						{0}};
+	static const struct option options[] = {
+		{"config", required_argument, NULL, 'c'}, {"vm", required_argument, NULL, 'v'},
+		{"incoming", no_argument, NULL, 'i'},	  {"paused", no_argument, NULL, 'p'},
+		{"forced", no_argument, NULL, 'f'},	  {"help", no_argument, NULL, 'h'},
+		{"version", no_argument, NULL, 'V'},	  {0}};
 	const char *config = NULL, *name = NULL;
-	bool incoming = false, paused = false;
+	bool incoming = false, paused = false, forced = false;
 	int c;
 	log_init("snvmm");
 	signal(SIGPIPE, SIG_IGN);
@@ -168,6 +168,9 @@ int main(int argc, char **argv)
 			break;
 		case 'p':
 			paused = true;
+			break;
+		case 'f':
+			forced = true;
 			break;
 		case 'h':
 			usage(stdout);
@@ -191,7 +194,7 @@ int main(int argc, char **argv)
 		return EXIT_REFUSED;
 	}
 	log_set_subject(name ? name : "arrival");
-	int status = incoming ? run_incoming(cfg) : run_vm(cfg, name, paused);
+	int status = incoming ? run_incoming(cfg) : run_vm(cfg, name, paused, forced);
 	host_config_free(cfg);
 	return status;
 }
