@@ -98,12 +98,13 @@ static int sync_disk(struct move *mv, unsigned i, struct error *err)
 		rc = mirror_wait_synced(d->mirror, 200, &e);
 		if (!rc)
 			return 0;
-		if (rc == -ETIMEDOUT)
+		struct mirror_stats st;
+		mirror_stats(d->mirror, &st);
+		/* A session that ended by silence says ETIMEDOUT, too. */
+		if (rc == -ETIMEDOUT && !st.failed)
 			continue;
 		if (source_check(mv, err))
 			return source_check(mv, err);
-		struct mirror_stats st;
-		mirror_stats(d->mirror, &st);
 		if (st.synced_bytes > best)
 			tries = 0;
 		best = st.synced_bytes > best ? st.synced_bytes : best;
@@ -114,11 +115,19 @@ static int sync_disk(struct move *mv, unsigned i, struct error *err)
 		log_warn("disk %s: session broke (%s), dialling again (%u)", mv->vm->def.disks[i].id,
 			 e.message, tries);
 		mirror_stop(d->mirror);
-		clock_sleep_ms(50 * tries);
-		rc = source_storage_open(mv, i, true, &e);
-		if (rc && tries == STORAGE_RETRIES) {
-			error_copy(err, &e);
-			return rc;
+		/* Dialling again may fail too; the tries are the same. */
+		for (;; tries++) {
+			clock_sleep_ms(50 * tries);
+			rc = source_check(mv, err);
+			if (rc)
+				return rc;
+			rc = source_storage_open(mv, i, true, &e);
+			if (!rc)
+				break;
+			if (tries >= STORAGE_RETRIES) {
+				error_copy(err, &e);
+				return rc;
+			}
 		}
 	}
 }
