@@ -89,6 +89,7 @@ enum handover_action arrival_settle(struct arrival *a, const struct handover_rep
 		char reason[200];
 		snprintf(reason, sizeof reason, "%s shows epoch %llu, above this host's %llu", a->peer,
 			 (unsigned long long)(report ? report->epoch : 0), (unsigned long long)rec.epoch);
+		SCOPE_LOCK(&a->vm->run_lock);
 		machine_pause(a->vm->machine, NULL);
 		rec.flags = handover_note(&rec, report);
 		if (report && report->epoch > rec.peer_epoch)

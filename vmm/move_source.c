@@ -499,15 +499,19 @@ static void unpause(struct move *mv)
 static int pause_and_send(struct move *mv, struct error *err)
 {
 	struct vm *vm = mv->vm;
+	/* A resume by a person that has looked at the state already must not start the guest after this. */
+	pthread_mutex_lock(&vm->run_lock);
 	pthread_mutex_lock(&mv->lock);
 	mv->deciding = true;
 	pthread_mutex_unlock(&mv->lock);
 	mv->was_paused = vm_get_state(vm) == VM_PAUSED;
 	mv->pause_us = clock_now_us();
 	int rc = machine_pause(vm->machine, err);
+	if (!rc)
+		mv->paused_by_us = !mv->was_paused;
+	pthread_mutex_unlock(&vm->run_lock);
 	if (rc)
 		return rc;
-	mv->paused_by_us = !mv->was_paused;
 	rc = machine_drain(vm->machine, vm->cfg->drain_timeout_ms, err);
 	if (!rc && !source_storage_consistent(mv))
 		rc = error_set(err, ETIMEDOUT, "a disk fell behind at the last moment");

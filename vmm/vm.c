@@ -18,6 +18,7 @@ int vm_init(struct vm *vm, const struct host_config *cfg)
 	vm->cfg = cfg;
 	vm->dirfd = -1;
 	vm->state = VM_STOPPED;
+	pthread_mutex_init(&vm->run_lock, NULL);
 	pthread_mutex_init(&vm->lock, NULL);
 	pthread_condattr_t attr;
 	pthread_condattr_init(&attr);
@@ -233,6 +234,7 @@ void vm_request_quit(struct vm *vm, int exit_status)
 
 int vm_user_pause(struct vm *vm, struct error *err)
 {
+	SCOPE_LOCK(&vm->run_lock);
 	enum vm_state state = vm_get_state(vm);
 	if (state == VM_PAUSED)
 		return 0;
@@ -248,6 +250,7 @@ int vm_user_pause(struct vm *vm, struct error *err)
 
 int vm_user_resume(struct vm *vm, struct error *err)
 {
+	SCOPE_LOCK(&vm->run_lock);
 	enum vm_state state = vm_get_state(vm);
 	if (state == VM_RUNNING)
 		return 0;

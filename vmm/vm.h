@@ -38,6 +38,9 @@ struct vm {
 	struct machine *machine;
 	struct record *record; /* locked while this process lives */
 
+	/* Held by whoever pauses or resumes the guest together with the state that says so. Before every other
+	 * lock. */
+	pthread_mutex_t run_lock;
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
 	enum vm_state state;
