@@ -202,6 +202,9 @@ static int run_commit(struct arrival *a, struct frame *commit, struct error *err
 	json_t *s = json_object_get(commit->json, "stopped_us");
 	if (json_is_integer(s) && json_integer_value(s) > 0)
 		stopped_us = (uint64_t)json_integer_value(s);
+	/* What a person had paused stays paused. */
+	if (json_is_true(json_object_get(commit->json, "paused")))
+		a->suspend = true;
 	fault_point("d-commit-received");
 	int rc = 0;
 	if (!a->suspend) {
@@ -481,18 +484,14 @@ int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool *be
 	}
 	*became_owner = true;
 	vm->arrived = true;
-	if (a->write_failed)
-		return arrival_reread_start(a, err);
-	arrival_settle_in(a);
-	/* the memory channels are done; the control channel stays for MOVED */
-	pthread_mutex_lock(&a->lock);
-	a->closing = true;
-	pthread_mutex_unlock(&a->lock);
+	if (!a->write_failed)
+		arrival_settle_in(a);
+	/* the data channels are done; the control channel stays for MOVED */
 	arrival_channels_close(a);
 	pthread_mutex_lock(&a->lock);
 	a->closing = false;
 	pthread_mutex_unlock(&a->lock);
-	return arrival_confirm_start(a, err);
+	return a->write_failed ? arrival_reread_start(a, err) : arrival_confirm_start(a, err);
 }
 
 void move_destination_free(struct vm *vm)

@@ -46,14 +46,20 @@ static int add_disk(struct arrival *a, unsigned i, struct conn *conn, struct err
 		conn_close(conn);
 		return rc;
 	}
-	rc = nbd_server_add(s, conn, err);
+	/* Under the lock that COMMIT takes, and before the first request is read: nothing of the peer writes to a
+	 * disk that may be the running guest's. */
 	SCOPE_LOCK(&a->lock);
-	if (rc || a->closing) {
+	if (a->closing || a->commit) {
 		nbd_server_free(s);
-		return rc;
+		conn_close(conn);
+		return error_set(err, ESHUTDOWN, "disk %s: no session is taken any more", vm->def.disks[i].id);
 	}
-	a->nbd[i] = s;
-	return 0;
+	rc = nbd_server_add(s, conn, err);
+	if (rc)
+		nbd_server_free(s);
+	else
+		a->nbd[i] = s;
+	return rc;
 }
 
 static int take_channel(struct arrival *a, json_t *msg, int fd, struct error *err)
@@ -196,7 +202,14 @@ void arrival_channels_close(struct arrival *a)
 		pthread_join(a->router, NULL);
 	a->router_started = false;
 	arrival_storage_stop(a);
-	mem_receiver_free(steal_ptr(a->receiver));
+	/* The link's reader shuts these down when the link fails: it must not find one that is being freed. */
+	struct conn *memory[MEM_STREAMS_MAX] = {0};
+	pthread_mutex_lock(&a->lock);
+	struct mem_receiver *receiver = steal_ptr(a->receiver);
 	for (unsigned i = 0; i < a->nstreams; i++)
-		conn_close(steal_ptr(a->memory[i]));
+		memory[i] = steal_ptr(a->memory[i]);
+	pthread_mutex_unlock(&a->lock);
+	mem_receiver_free(receiver);
+	for (unsigned i = 0; i < a->nstreams; i++)
+		conn_close(memory[i]);
 }
