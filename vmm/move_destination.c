@@ -102,8 +102,6 @@ static int phase_prepare(struct arrival *a, struct error *err)
 	struct vm *vm = a->vm;
 	int rc = 0;
 	prefault_stop(a);
-	if (!a->receiver)
-		return error_set(err, EPROTO, "prepare before memory");
 	for (unsigned i = 0; !rc && i < vm->def.ndisks; i++) {
 		rc = block_flush(vm->disks[i].local);
 		if (rc)
@@ -111,24 +109,43 @@ static int phase_prepare(struct arrival *a, struct error *err)
 	}
 	if (!rc && fsync(vm->dirfd))
 		rc = error_errno(err, errno, "%s", vm->dir);
-	if (rc)
-		return rc;
-	a->prepared = true;
-	return 0;
+	return rc;
 }
 
 static int take_device_state(struct arrival *a, const struct frame *f, struct error *err)
 {
-	if (!a->receiver || !a->prepared)
-		return error_set(err, EPROTO, "device state before prepare");
+	if (a->stage != ARRIVAL_PREPARED)
+		return error_set(err, EPROTO, "device state out of turn");
 	int rc = mem_receiver_wait(a->receiver, err);
 	if (rc)
 		return error_prefix(err, "memory");
 	rc = machine_load(a->vm->machine, f->payload, f->len, err);
 	if (rc)
 		return error_prefix(err, "device state");
-	a->loaded = true;
+	a->stage = ARRIVAL_LOADED;
 	return 0;
+}
+
+static int take_phase(struct arrival *a, const char *phase, struct error *err)
+{
+	static const struct {
+		const char *name;
+		enum arrival_stage stage;
+		int (*begin)(struct arrival *a, struct error *err);
+	} phases[] = {{"storage", ARRIVAL_STORAGE, phase_storage},
+		      {"memory", ARRIVAL_MEMORY, arrival_receiver_start},
+		      {"prepare", ARRIVAL_PREPARED, phase_prepare}};
+	for (unsigned i = 0; phase && i < ARRAY_SIZE(phases); i++) {
+		if (strcmp(phase, phases[i].name))
+			continue;
+		if (a->stage + 1 != phases[i].stage)
+			return error_set(err, EPROTO, "phase %s out of turn", phase);
+		int rc = phases[i].begin(a, err);
+		if (!rc)
+			a->stage = phases[i].stage;
+		return rc;
+	}
+	return error_set(err, EPROTO, "unknown phase \"%.32s\"", phase ? phase : "");
 }
 
 /* Until COMMIT (0) or failure. */
@@ -142,7 +159,7 @@ static int run_phases(struct arrival *a, struct frame *commit, struct error *err
 		if (rc)
 			return rc;
 		if (f.type == FRAME_COMMIT) {
-			if (!a->loaded) {
+			if (a->stage != ARRIVAL_LOADED) {
 				frame_release(&f);
 				return error_set(err, EPROTO, "COMMIT before READY");
 			}
@@ -155,17 +172,7 @@ static int run_phases(struct arrival *a, struct frame *commit, struct error *err
 			if (!rc)
 				rc = move_link_send(a->link, FRAME_READY, NULL, err);
 		} else {
-			const char *phase = json_string_value(json_object_get(f.json, "phase"));
-			if (!phase)
-				rc = error_set(err, EPROTO, "a phase without a name");
-			else if (!strcmp(phase, "storage"))
-				rc = phase_storage(a, err);
-			else if (!strcmp(phase, "memory"))
-				rc = arrival_receiver_start(a, err);
-			else if (!strcmp(phase, "prepare"))
-				rc = phase_prepare(a, err);
-			else
-				rc = error_set(err, EPROTO, "unknown phase \"%.32s\"", phase);
+			rc = take_phase(a, json_string_value(json_object_get(f.json, "phase")), err);
 			if (!rc)
 				rc = move_link_send(a->link, FRAME_PHASE_OK, f.json, err);
 		}
@@ -282,7 +289,9 @@ static void give_up(struct arrival *a, const struct error *why)
 		log_error("record: %s", e.message);
 	if (a->link) {
 		json_t *o = json_pack("{s:s}", "reason", why->message);
-		move_link_send(a->link, a->abandoned && a->loaded ? FRAME_ABANDONED : FRAME_ABORT, o, NULL);
+		move_link_send(a->link,
+			       a->abandoned && a->stage == ARRIVAL_LOADED ? FRAME_ABANDONED : FRAME_ABORT, o,
+			       NULL);
 		json_decref(o);
 	}
 	prefault_stop(a);
@@ -394,8 +403,8 @@ static int answer_question(struct arrival *a, struct conn *conn, struct frame *a
 	return rc;
 }
 
-/* A host of the same CA that no [peer] names hears why, so that the person at its keyboard does. Its frames are
- * read for the epoch alone. */
+/* A host of the same CA that no [peer] names hears why, so that the person at its keyboard does. Its frames
+ * are read for the epoch alone. */
 static void refuse_stranger(struct arrival *a, struct conn *conn)
 {
 	struct frame f = {0};

@@ -27,6 +27,9 @@ struct arrival_file {
 	int fd;
 };
 
+/* What has been done, in this order and once each, whatever the peer asks for. */
+enum arrival_stage { ARRIVAL_OPENED, ARRIVAL_STORAGE, ARRIVAL_MEMORY, ARRIVAL_PREPARED, ARRIVAL_LOADED };
+
 struct arrival {
 	struct vm *vm;
 	struct jsonl *daemon;
@@ -56,8 +59,7 @@ struct arrival {
 	bool router_started, prefaulter_started, confirmer_started, rereader_started;
 	bool prefault_cancel;
 	struct mem_receiver *receiver;
-	bool prepared; /* flushed and synced for COMMIT */
-	bool loaded;
+	enum arrival_stage stage;
 
 	pthread_mutex_t lock;
 	pthread_cond_t changed;

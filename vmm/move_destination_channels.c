@@ -46,13 +46,14 @@ static int add_disk(struct arrival *a, unsigned i, struct conn *conn, struct err
 		conn_close(conn);
 		return rc;
 	}
-	/* Under the lock that COMMIT takes, and before the first request is read: nothing of the peer writes to a
-	 * disk that may be the running guest's. */
+	/* Under the lock that COMMIT takes, and before the first request is read: nothing of the peer writes
+	 * to a disk that may be the running guest's. */
 	SCOPE_LOCK(&a->lock);
 	if (a->closing || a->commit) {
 		nbd_server_free(s);
 		conn_close(conn);
-		return error_set(err, ESHUTDOWN, "disk %s: no session is taken any more", vm->def.disks[i].id);
+		return error_set(err, ESHUTDOWN, "disk %s: no session is taken any more",
+				 vm->def.disks[i].id);
 	}
 	rc = nbd_server_add(s, conn, err);
 	if (rc)
@@ -202,7 +203,8 @@ void arrival_channels_close(struct arrival *a)
 		pthread_join(a->router, NULL);
 	a->router_started = false;
 	arrival_storage_stop(a);
-	/* The link's reader shuts these down when the link fails: it must not find one that is being freed. */
+	/* The link's reader shuts these down when the link fails: it must not find one that is being freed.
+	 */
 	struct conn *memory[MEM_STREAMS_MAX] = {0};
 	pthread_mutex_lock(&a->lock);
 	struct mem_receiver *receiver = steal_ptr(a->receiver);

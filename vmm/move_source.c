@@ -568,8 +568,8 @@ static int run_commit(struct move *mv, struct error *err)
 	mv->commit = true; /* from here nobody may cancel, and only the destination's word settles */
 	mv->phase = MOVE_COMMITTED;
 	pthread_mutex_unlock(&mv->lock);
-	json_t *o = json_pack("{s:I, s:b}", "stopped_us", (json_int_t)(clock_now_us() - mv->pause_us), "paused",
-			      (int)mv->was_paused);
+	json_t *o = json_pack("{s:I, s:b}", "stopped_us", (json_int_t)(clock_now_us() - mv->pause_us),
+			      "paused", (int)mv->was_paused);
 	struct error lost = ERROR_INIT;
 	int rc = move_link_send(mv->link, FRAME_COMMIT, o, &lost);
 	json_decref(o);
