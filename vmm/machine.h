@@ -65,10 +65,6 @@ void machine_destroy(struct machine *m);
 int machine_load_kernel(struct machine *m, const char *kernel, const char *initrd, const char *cmdline,
 			struct error *err);
 
-/* The same without loading: what a later guest reset loads. For a destination. The paths must stay valid. */
-int machine_set_kernel(struct machine *m, const char *kernel, const char *initrd, const char *cmdline,
-		       struct error *err);
-
 /* Opens and remembers them for a later reset, without loading: what a destination needs, whose memory arrives. */
 int machine_set_kernel(struct machine *m, const char *kernel, const char *initrd, const char *cmdline,
 		       struct error *err);
