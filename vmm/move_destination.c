@@ -288,7 +288,7 @@ static void give_up(struct arrival *a, const struct error *why)
 	if (arrival_abandon(a, why->message, &e))
 		log_error("record: %s", e.message);
 	if (a->link) {
-		json_t *o = json_pack("{s:s}", "reason", why->message);
+		json_t *o = json_pack("{s:o}", "reason", jsonl_text(why->message));
 		move_link_send(a->link,
 			       a->abandoned && a->stage == ARRIVAL_LOADED ? FRAME_ABANDONED : FRAME_ABORT, o,
 			       NULL);
@@ -326,7 +326,7 @@ static void arrival_init(struct arrival *a, struct vm *vm, struct jsonl *daemon)
 
 static int refuse(struct arrival *a, struct error *err)
 {
-	json_t *o = json_pack("{s:s}", "reason", err->message);
+	json_t *o = json_pack("{s:o}", "reason", jsonl_text(err->message));
 	log_info("refused %s from %s: %s", a->vm->def.name, a->peer, err->message);
 	move_link_send(a->link, FRAME_REFUSE, o, NULL);
 	json_decref(o);

@@ -9,6 +9,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "host/jsonl.h"
 #include "vmm/move.h"
 #include "vmm/tap.h"
 
@@ -160,9 +161,11 @@ int vm_load_kernel(struct vm *vm, bool boot, struct error *err)
 	else
 		snprintf(initrd, sizeof initrd, "/proc/self/fd/%d/%s", vm->dirfd, vm->def.initrd);
 	const char *const names[] = {vm->def.kernel, vm->def.initrd};
-	for (unsigned i = 0; i < 2; i++) /* named as people know them, before the descriptor's path would be */
+	for (unsigned i = 0; i < 2;
+	     i++) /* named as people know them, before the descriptor's path would be */
 		if (names[i][0] && names[i][0] != '/' && faccessat(vm->dirfd, names[i], R_OK, 0))
-			return error_errno(err, errno, "%s %s/%s", i ? "initrd" : "kernel", vm->dir, names[i]);
+			return error_errno(err, errno, "%s %s/%s", i ? "initrd" : "kernel", vm->dir,
+					   names[i]);
 	if (boot)
 		return machine_load_kernel(vm->machine, kernel, in, vm->def.cmdline, err);
 	return machine_set_kernel(vm->machine, kernel, in, vm->def.cmdline, err);
@@ -278,9 +281,9 @@ json_t *vm_info(struct vm *vm)
 				  (json_int_t)(vm->disks[i].local ? vm->disks[i].local->size_bytes : 0)));
 	json_t *migrating = move_describe(vm);
 	SCOPE_LOCK(&vm->lock);
-	return json_pack("{s:b, s:s, s:s, s:s, s:s, s:o, s:I, s:i, s:o, s:i}", "ok", 1, "uuid", vm->def.uuid,
+	return json_pack("{s:b, s:s, s:s, s:s, s:o, s:o, s:I, s:i, s:o, s:i}", "ok", 1, "uuid", vm->def.uuid,
 			 "name", vm->def.name, "state", vm_state_name(vm->state), "state_reason",
-			 vm->state_reason, "migrating", migrating, "memory_bytes",
+			 jsonl_text(vm->state_reason), "migrating", migrating, "memory_bytes",
 			 (json_int_t)vm->def.memory_bytes, "cpus", (int)vm->def.cpus, "disks", disks, "pid",
 			 (int)getpid());
 }
