@@ -81,9 +81,10 @@ static int live(struct vm *vm)
 		bool stopped = vm->guest_stopped, crashed = vm->guest_crashed;
 		int status = vm->exit_status;
 		pthread_mutex_unlock(&vm->lock);
-		if (stopped || crashed)
-			move_source_guest_gone(vm, stopped ? "the guest powered itself off"
-							   : "the guest crashed");
+		/* A move must not go on to its end in a VMM that is going. */
+		move_source_guest_gone(vm, stopped   ? "the guest powered itself off"
+					   : crashed ? "the guest crashed"
+						     : "the VM was stopped");
 		struct error err = ERROR_INIT;
 		struct vm_record rec;
 		/* A crashed guest keeps the mark: powered on without a VMM is what "crashed" means. */

@@ -676,7 +676,7 @@ struct outcome {
 static struct outcome end_failed(struct move *mv, const struct error *why)
 {
 	if (mv->link && !mv->commit) {
-		json_t *o = json_pack("{s:s}", "reason", why->message);
+		json_t *o = json_pack("{s:o}", "reason", jsonl_text(why->message));
 		move_link_send(mv->link, FRAME_ABORT, o, NULL);
 		json_decref(o);
 	}
@@ -760,6 +760,7 @@ static void *source_thread(void *arg)
 			 * the daemon asks again once this process has ended. */
 			log_error("record moved: %s", err.message);
 			vm_set_state(vm, VM_IN_DOUBT, err.message);
+			close_channels(mv);
 			out = (struct outcome){"in-doubt", EXIT_IN_DOUBT};
 		} else if (!mv->peer_started) {
 			error_set(&err, EOWNERDEAD,
@@ -770,6 +771,7 @@ static void *source_thread(void *arg)
 			out = (struct outcome){"crashed", EXIT_CRASHED};
 		}
 	} else if (rc == -EOWNERDEAD) {
+		close_channels(mv);
 		out = (struct outcome){"in-doubt", EXIT_IN_DOUBT};
 	} else {
 		/* A peer's reason or a cancel beats the error that it caused in some stream. */
@@ -925,6 +927,11 @@ void move_source_guest_gone(struct vm *vm, const char *what)
 	while (mv->phase != MOVE_ENDED)
 		pthread_cond_wait(&mv->changed, &mv->lock);
 	pthread_mutex_unlock(&mv->lock);
+	/* The last line is stored and told before the control socket closes. */
+	json_t *last;
+	for (int i = 0; !(last = move_events_final(mv->events)) && i < 400; i++)
+		clock_sleep_ms(5);
+	json_decref(last);
 }
 
 int move_source_resolve(struct vm *vm, const char *how, struct error *err)
@@ -938,8 +945,11 @@ int move_source_resolve(struct vm *vm, const char *how, struct error *err)
 	snprintf(mv->resolve, sizeof mv->resolve, "%s", how);
 	mv->resolve_done = false;
 	pthread_cond_broadcast(&mv->changed);
-	while (!mv->resolve_done)
+	while (!mv->resolve_done && mv->phase != MOVE_ENDED)
 		pthread_cond_wait(&mv->changed, &mv->lock);
+	if (!mv->resolve_done) /* the other side's word came first */
+		return strcmp(how, "ask") ? error_set(err, EBUSY, "VM %s has settled meanwhile", vm->def.name)
+					  : 0;
 	if (mv->resolve_result.code)
 		error_copy(err, &mv->resolve_result);
 	return mv->resolve_result.code;
@@ -952,6 +962,9 @@ void move_source_free(struct vm *vm)
 	pthread_mutex_unlock(&vm->lock);
 	while (mv) {
 		struct move *former = mv->former;
+		struct error why = ERROR_INIT;
+		error_set(&why, ECANCELED, "the VM ended");
+		source_interrupt(mv, &why); /* one that began after the VM was told to end */
 		if (mv->thread_started)
 			pthread_join(mv->thread, NULL);
 		move_events_free(mv->events);
