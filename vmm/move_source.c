@@ -20,6 +20,7 @@
 /* A destination may open big images and 64 vCPUs before it answers; it beats meanwhile. */
 #define HELLO_TIMEOUT_MS    120000
 #define HANDOVER_ATTEMPTS   3
+#define RECORD_RETRY_MS	    500
 #define FILE_CHUNK_BYTES    (1u << 20)
 #define DOWNTIME_DEFAULT_MS 50
 #define ROUNDS_DEFAULT	    30
@@ -635,28 +636,38 @@ static void close_channels(struct move *mv)
 	mv->tls = NULL;
 }
 
+static int record_owner(struct move *mv, const struct error *why, struct error *err)
+{
+	struct vm_record rec;
+	int rc = vm_record(mv->vm, &rec, err);
+	if (rc || rec.state != HANDOVER_HANDING_OVER)
+		return rc;
+	struct vm_transition t = {
+		.from = HANDOVER_HANDING_OVER,
+		.from_epoch = rec.epoch,
+		.to = HANDOVER_OWNER,
+		.to_epoch = rec.epoch,
+		.flags_clear = RECORD_KEEP_SOURCE,
+		.reason = why->message,
+	};
+	return vm_record_transition(mv->vm, &t, err);
+}
+
 /* The move is off; the guest goes on here. The record first: a resumed guest with a handing-over record would
- * be in doubt. */
+ * be in doubt. A medium that fails for a while must not cost the guest its memory: tried for as long as a
+ * silent peer is. */
 static bool take_back(struct move *mv, const struct error *why)
 {
 	struct vm *vm = mv->vm;
-	struct vm_record rec;
 	struct error e = ERROR_INIT;
-	if (!vm_record(vm, &rec, &e) && rec.state == HANDOVER_HANDING_OVER) {
-		struct vm_transition t = {
-			.from = HANDOVER_HANDING_OVER,
-			.from_epoch = rec.epoch,
-			.to = HANDOVER_OWNER,
-			.to_epoch = rec.epoch,
-			.flags_clear = RECORD_KEEP_SOURCE,
-			.reason = why->message,
-		};
-		vm_record_transition(vm, &t, &e);
-	}
-	if (e.code) {
+	uint64_t until = clock_now_ms() + SETTLE_SILENCES * (uint64_t)vm->cfg->silence_ms;
+	while (record_owner(mv, why, &e)) {
 		log_error("record: %s", e.message);
 		vm_set_state(vm, VM_IN_DOUBT, e.message);
-		return false;
+		if (clock_now_ms() >= until)
+			return false;
+		clock_sleep_ms(RECORD_RETRY_MS);
+		e = ERROR_INIT;
 	}
 	unpause(mv);
 	pthread_mutex_lock(&mv->lock);

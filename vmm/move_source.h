@@ -16,6 +16,9 @@
 #include "vmm/move_link.h"
 #include "vmm/vm.h"
 
+/* So many silence limits without an outcome and the command is told that it is in doubt. */
+#define SETTLE_SILENCES 3
+
 enum move_phase {
 	MOVE_CONNECT,	/* hello: nothing is touched before HELLO_OK */
 	MOVE_STORAGE,	/* bulk copy and mirroring */

@@ -9,8 +9,7 @@
 #include "host/exit.h"
 #include "vmm/move_source.h"
 
-#define ASK_EVERY_MS	  1000
-#define IN_DOUBT_SILENCES 3 /* so many silence limits after COMMIT the command is told */
+#define ASK_EVERY_MS 1000
 
 /* The words for the command's exit 6. */
 static void say_in_doubt(struct move *mv, const struct error *why)
@@ -105,7 +104,7 @@ enum handover_action source_settle(struct move *mv, struct error *err)
 		default:
 			break;
 		}
-		if (!said && clock_now_ms() - first_ms >= IN_DOUBT_SILENCES * (uint64_t)vm->cfg->silence_ms) {
+		if (!said && clock_now_ms() - first_ms >= SETTLE_SILENCES * (uint64_t)vm->cfg->silence_ms) {
 			if (!e.code)
 				error_set(&e, EAGAIN, "it has not decided yet");
 			say_in_doubt(mv, &e);
