@@ -68,6 +68,8 @@ static int open_vm(struct vm *vm, const char *name, bool paused, bool forced, st
 	if (rc)
 		return rc;
 	vm_set_state(vm, paused ? VM_PAUSED : VM_RUNNING, NULL);
+	if (rec.state == HANDOVER_OWNER_UNCONFIRMED && (rc = move_forced_start(vm, err)))
+		return rc;
 	return control_start(vm, err);
 }
 
@@ -111,6 +113,7 @@ static int run_vm(const struct host_config *cfg, const char *name, bool paused, 
 		status = live(&vm);
 	control_stop(&vm);
 	move_source_free(&vm);
+	move_forced_free(&vm);
 	vm_release(&vm);
 	return status;
 }
@@ -138,6 +141,7 @@ static int run_incoming(const struct host_config *cfg)
 		status = rc ? 1 : 0;
 	control_stop(&vm);
 	move_source_free(&vm);
+	move_forced_free(&vm);
 	move_destination_free(&vm);
 	vm_release(&vm);
 	jsonl_close(daemon);

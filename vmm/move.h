@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "host/config.h"
+#include "host/handover.h"
 #include "host/jsonl.h"
 #include "vmm/move_events.h"
 
@@ -69,6 +70,15 @@ int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool *be
 void move_destination_free(struct vm *vm);
 /* {"cmd":"resolve"} for an owner in doubt. */
 int move_destination_resolve(struct vm *vm, const char *how, struct error *err);
+
+/* --- an owner by resolve --run-here, at either end --- */
+
+/* Asks the other host in the background until the record is no longer owner-unconfirmed. Any thread. */
+int move_forced_start(struct vm *vm, struct error *err);
+/* One step by the rules with what the other host said. Any thread. */
+int move_forced_settle(struct vm *vm, const struct handover_report *report, struct error *err);
+/* Before vm_release. */
+void move_forced_free(struct vm *vm);
 
 /* {"cmd":"ask"}, the object of host/ask.h inside: settles what the rules demand, then answers from this
  * process's record. New reference, or NULL with err (-EAGAIN: not now). */

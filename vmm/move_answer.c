@@ -107,10 +107,12 @@ json_t *move_answer(struct vm *vm, json_t *request, struct error *err)
 				arrival_settle(a, &report, &e);
 				if (e.code)
 					log_warn("settling: %s", e.message);
-				if (vm_record(vm, &rec, err))
-					return NULL;
-				self_now(vm, &self, &started);
+			} else if (move_forced_settle(vm, &report, &e)) {
+				log_warn("settling: %s", e.message);
 			}
+			if (vm_record(vm, &rec, err))
+				return NULL;
+			self_now(vm, &self, &started);
 			handover_describe(&rec, &self, started, &answer);
 			return ask_report_to_json(vm->def.uuid, &answer);
 		case HANDOVER_ACT_WAIT:
@@ -132,7 +134,7 @@ int move_destination_resolve(struct vm *vm, const char *how, struct error *err)
 	pthread_mutex_lock(&vm->lock);
 	struct arrival *a = vm->arrival;
 	pthread_mutex_unlock(&vm->lock);
-	if (!a || !vm->record)
+	if (!vm->record)
 		return error_set(err, ENOENT, "VM %s is not in doubt here", vm->def.name);
 	struct vm_record rec, to;
 	struct handover_self self;
@@ -142,11 +144,26 @@ int move_destination_resolve(struct vm *vm, const char *how, struct error *err)
 	if (rc)
 		return rc;
 	if (!strcmp(how, "ask")) {
+		if (!a)
+			return 0; /* its thread asks every second */
 		SCOPE_LOCK(&a->lock);
 		pthread_cond_broadcast(&a->changed);
 		return 0;
 	}
 	if (!strcmp(how, "run-here")) {
+		pthread_mutex_lock(&vm->lock);
+		bool answers = vm->forced_answers;
+		pthread_mutex_unlock(&vm->lock);
+		if (a) {
+			SCOPE_LOCK(&a->lock);
+			answers |= a->answers || a->channel_up;
+		}
+		if (answers)
+			return error_set(
+				err, EPERM,
+				"VM %s: host %s answers, so it has power; see snmigrate resolve %s on both",
+				vm->def.name, rec.peer, vm->def.name);
+		SCOPE_LOCK(&vm->run_lock);
 		rc = handover_run_here(&rec, &self, &to, err);
 		if (!rc)
 			rc = record_compare_and_set(vm->record, rec.state, rec.epoch, &to, NULL, err);
@@ -161,6 +178,19 @@ int move_destination_resolve(struct vm *vm, const char *how, struct error *err)
 	enum handover_action act = handover_give_up(&rec, &self, err);
 	if (act == HANDOVER_ACT_NONE)
 		return err && err->code ? err->code : -EPERM;
+	if (act == HANDOVER_ACT_ABANDON && rec.state == HANDOVER_OWNER_UNCONFIRMED) {
+		struct vm_transition t = {.from = HANDOVER_OWNER_UNCONFIRMED,
+					  .from_epoch = rec.epoch,
+					  .to = HANDOVER_ABANDONED,
+					  .to_epoch = rec.epoch,
+					  .flags_clear = RECORD_POWERED_ON,
+					  .reason = "given up by snmigrate resolve"};
+		SCOPE_LOCK(&vm->run_lock);
+		machine_pause(vm->machine, NULL);
+		rc = vm_record_transition(vm, &t, err);
+		if (rc)
+			return rc;
+	}
 	/* The process ends; with the lock free the daemon writes the record by the same rules and cleans. */
 	vm_request_quit(vm, 0);
 	return 0;

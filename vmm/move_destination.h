@@ -73,6 +73,7 @@ struct arrival {
 	bool owner;	   /* durably */
 	bool write_failed; /* the owner record could not be written: nobody knows */
 	bool confirmed;
+	bool answers; /* the source does, at the last question */
 	char resolve[16];
 };
 

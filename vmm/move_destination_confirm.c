@@ -129,8 +129,12 @@ static void *confirm_thread(void *arg)
 		self_of(a, &self);
 		if (!vm_record(vm, &rec, &err)) {
 			handover_describe(&rec, &self, true, &own);
-			if (!ask_peer(vm->cfg, a->peer, a->peer_address, vm->def.uuid, &own,
-				      vm->cfg->silence_ms, &answer, &err))
+			int rc = ask_peer(vm->cfg, a->peer, a->peer_address, vm->def.uuid, &own,
+					  vm->cfg->silence_ms, &answer, &err);
+			pthread_mutex_lock(&a->lock);
+			a->answers = !rc;
+			pthread_mutex_unlock(&a->lock);
+			if (!rc)
 				arrival_settle(a, &answer, &err);
 		}
 		pthread_mutex_lock(&a->lock);

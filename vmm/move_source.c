@@ -673,6 +673,10 @@ static bool take_back(struct move *mv, const struct error *why)
 	pthread_mutex_lock(&mv->lock);
 	mv->deciding = false;
 	pthread_mutex_unlock(&mv->lock);
+	struct vm_record rec;
+	if (!vm_record(vm, &rec, NULL) && rec.state == HANDOVER_OWNER_UNCONFIRMED &&
+	    move_forced_start(vm, &e))
+		log_error("%s", e.message);
 	if (vm_get_state(vm) == VM_IN_DOUBT)
 		vm_set_state(vm, mv->was_paused ? VM_PAUSED : VM_RUNNING, NULL);
 	return true;

@@ -26,7 +26,7 @@ static void say_in_doubt(struct move *mv, const struct error *why)
 }
 
 /* A person said what to do. Returns true if that ended the matter; *act tells. Called with mv->lock held. */
-static bool resolve_by_hand(struct move *mv, enum handover_action *act)
+static bool resolve_by_hand(struct move *mv, bool answered, enum handover_action *act)
 {
 	struct vm *vm = mv->vm;
 	struct error e = ERROR_INIT;
@@ -34,7 +34,11 @@ static bool resolve_by_hand(struct move *mv, enum handover_action *act)
 	struct handover_self self = {.live = true, .channel_up = false, .attempt_open = true, .commit = true};
 	bool ended = false;
 	int rc = vm_record(vm, &rec, &e);
-	if (!rc && !strcmp(mv->resolve, "run-here")) {
+	if (!rc && !strcmp(mv->resolve, "run-here") && answered) {
+		rc = error_set(&e, EPERM,
+			       "VM %s: host %s answers, so it has power; see snmigrate resolve %s on both",
+			       vm->def.name, mv->opt.peer, vm->def.name);
+	} else if (!rc && !strcmp(mv->resolve, "run-here")) {
 		rc = handover_run_here(&rec, &self, &to, &e);
 		if (!rc)
 			rc = record_compare_and_set(vm->record, rec.state, rec.epoch, &to, NULL, &e);
@@ -87,6 +91,7 @@ enum handover_action source_settle(struct move *mv, struct error *err)
 			rc = ask_peer(vm->cfg, mv->opt.peer, mv->opt.address, vm->def.uuid, &own,
 				      vm->cfg->silence_ms, &report, &e);
 		}
+		bool answered = !rc;
 		enum handover_action act =
 			rc ? HANDOVER_ACT_ASK : handover_decide_source(&rec, &self, &report);
 		if (!rc)
@@ -116,7 +121,7 @@ enum handover_action source_settle(struct move *mv, struct error *err)
 					 .tv_nsec = (long)(at % 1000000000u)};
 		while (!mv->resolve[0] && clock_now_ns() < at)
 			pthread_cond_timedwait(&mv->changed, &mv->lock, &until);
-		if (mv->resolve[0] && resolve_by_hand(mv, &act)) {
+		if (mv->resolve[0] && resolve_by_hand(mv, answered, &act)) {
 			error_set(err, ECANCELED, "settled by hand");
 			return act;
 		}

@@ -51,6 +51,8 @@ struct vm {
 	bool quit;		 /* main is to end the process */
 	int exit_status;
 	bool guest_stopped, guest_crashed; /* events of the machine */
+	pthread_t forced;		   /* move_forced.c */
+	bool forced_started, forced_over, forced_stop, forced_answers;
 };
 
 int vm_init(struct vm *vm, const struct host_config *cfg);
