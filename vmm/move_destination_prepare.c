@@ -248,7 +248,8 @@ static int write_prepared(struct arrival *a, struct record *r, const struct vm_r
 	snprintf(rec.peer, sizeof rec.peer, "%s", a->peer);
 	snprintf(rec.peer_address, sizeof rec.peer_address, "%s", a->peer_address);
 	registry_incoming_rel(vm->def.uuid, a->epoch, rec.folder);
-	rec.flags = a->suspend ? 0 : RECORD_POWERED_ON;
+	/* Suspended too: a paused guest whose VMM dies has lost its memory, which is a crash. */
+	rec.flags = RECORD_POWERED_ON;
 	int rc;
 	if (r)
 		rc = record_compare_and_set(r, old->state, old->epoch, &rec, NULL, err);
