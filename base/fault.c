@@ -41,6 +41,14 @@ static void hold(const char *point)
 		clock_sleep_ms(5);
 }
 
+static bool failing(const char *point)
+{
+	const char *dir = getenv("SNM_FAULT_DIR");
+	char path[512];
+	snprintf(path, sizeof path, "%s/%s.fail", dir ? dir : "", point);
+	return dir && !access(path, F_OK);
+}
+
 bool fault_point(const char *point)
 {
 	static const char *spec;
@@ -59,5 +67,7 @@ bool fault_point(const char *point)
 		kill(getpid(), SIGKILL);
 	else if (!strcmp(action, "hold"))
 		hold(point);
+	else if (!strcmp(action, "failif"))
+		return failing(point);
 	return !strcmp(action, "fail");
 }

@@ -10,6 +10,7 @@
  *   hold   creates the file $SNM_FAULT_DIR/POINT.hit and waits until $SNM_FAULT_DIR/POINT.go exists (or the
  *          folder has gone); the other threads run on
  *   fail   fault_point returns true: the caller behaves as if the operation had failed with EIO
+ *   failif fail, while the file $SNM_FAULT_DIR/POINT.fail exists
  * Without SNM_FAULT a call costs a load and a branch. Any thread.
  */
 bool fault_point(const char *point);
