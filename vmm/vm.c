@@ -174,7 +174,7 @@ int vm_load_kernel(struct vm *vm, bool boot, struct error *err)
 int vm_mark_powered_on(struct vm *vm, bool on, struct error *err)
 {
 	struct vm_record rec;
-	int rc = record_load(vm->record, &rec, err);
+	int rc = vm_record(vm, &rec, err);
 	if (rc)
 		return rc;
 	uint32_t flags = on ? rec.flags | RECORD_POWERED_ON : rec.flags & ~RECORD_POWERED_ON;
@@ -188,13 +188,17 @@ int vm_record(struct vm *vm, struct vm_record *out, struct error *err)
 {
 	if (!vm->record)
 		return error_set(err, EAGAIN, "VM %s: no record is open", vm->def.name);
-	return record_load(vm->record, out, err);
+	/* After a write that failed only the medium knows; it is asked again each time, and believed once it
+	 * answers. */
+	if (record_load(vm->record, out, NULL) == 0)
+		return 0;
+	return record_reload(vm->record, out, err);
 }
 
 int vm_record_transition(struct vm *vm, const struct vm_transition *t, struct error *err)
 {
 	struct vm_record rec;
-	int rc = record_load(vm->record, &rec, err);
+	int rc = vm_record(vm, &rec, err);
 	if (rc)
 		return rc;
 	rec.state = t->to;
