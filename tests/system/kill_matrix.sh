@@ -101,7 +101,7 @@ for point in $POINTS; do
 		mend "$victim"
 		rc=0; wait $mover || rc=$?
 		where=
-		for _ in $(seq 300); do
+		for _ in $(seq $((300 + SILENCE_MS / 50))); do # beyond the silence limit
 			where=$(outcome); [ -n "$where" ] && break
 			sleep 0.1
 		done
@@ -110,7 +110,7 @@ for point in $POINTS; do
 		*" $where:$rc "*) ;;
 		*) fail "$victim at $point: $where, exit $rc; the table says $(expected "$point" "$victim"); $(tail -n 1 "$T/move.json")" ;;
 		esac
-		for _ in $(seq 100); do
+		for _ in $(seq $((100 + SILENCE_MS / 100))); do
 			rest=$(left_over a $([ "$where" = running@a ] && echo 1 || echo 0); left_over b $([ "$where" = running@b ] && echo 1 || echo 0))
 			[ -z "$rest" ] && break
 			sleep 0.1
