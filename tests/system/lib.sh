@@ -149,7 +149,7 @@ wait_hb() { # HOST VM [AFTER_SEQ]
 	for i in $(seq 60); do
 		out=$(console "$1" "$2")
 		if grep -q '^BAD' <<<"$out"; then grep '^BAD' <<<"$out" | head; fail "the guest found something bad"; fi
-		line=$(grep '^hb ' <<<"$out" | tail -n 1)
+		line=$(grep '^hb .* acked=[0-9]' <<<"$out" | tail -n 1)
 		[ -n "$line" ] && [ "$(hb_field "$line" seq)" -gt "${3:--1}" ] && { echo "$line"; return 0; }
 		sleep 0.2
 	done
