@@ -4,6 +4,7 @@
 # one loss that hits seven VMs, each at a point of its own. Then what resolve does about a host that is off.
 #   BATCHES, POINTS: subsets; SILENCE_MS, GRACE_MS: the hosts' limits; WAIT_S: patience
 source "$(dirname "$0")/power_lib.sh"
+source "$repo/tests/power/resolve.sh"
 require_lab
 POINTS=${POINTS:-before-storage in-copy in-mirror in-precopy after-ready after-commit owner-recorded}
 BATCHES=${BATCHES:-source-host destination-host link resolve}
@@ -62,10 +63,9 @@ batch_link() {
 
 for name in $BATCHES; do
 	batch=$name
-	[[ $name != resolve ]] || continue
 	step "$batch: VMs start"
 	# shellcheck disable=SC2086
-	make_vms "${name:0:1}" $POINTS
+	if [[ $name == resolve ]]; then make_vms_resolve; else make_vms "${name:0:1}" $POINTS; fi
 	step "$batch: moves begin"
 	bring_to_points
 	step "$batch: the loss"
@@ -75,7 +75,6 @@ for name in $BATCHES; do
 	for vm in "${VMS[@]}"; do [[ -n ${BAD[$vm]:-} ]] || next_move "$vm"; done
 	summary
 done
-[[ " $BATCHES " != *" resolve "* || ! -e $repo/tests/power/resolve.sh ]] || source "$repo/tests/power/resolve.sh"
 echo "figure: $((cases - failed)) of $cases losses of power or link with the outcome of docs/handover.md"
 step "$((cases - failed)) passed, $failed failed"
 ((failed == 0))
