@@ -448,6 +448,8 @@ static int resolve_dead(struct command_context *c, struct vm_ref *vm, const char
 		return 0;
 	pthread_mutex_lock(&d->lock);
 	struct error asked = vm->keeper->last_ask;
+	/* A host that has forgotten the VM runs it no more than one without power, and can settle nothing. */
+	bool answers = !asked.code && vm->keeper->last_answer != HANDOVER_NONE;
 	pthread_mutex_unlock(&d->lock);
 	pthread_mutex_lock(&vm->keeper->op);
 	int rc = keeper_is_live(vm->keeper)
@@ -457,7 +459,7 @@ static int resolve_dead(struct command_context *c, struct vm_ref *vm, const char
 		rc = record_open(d->cfg->state_dir, vm->rec.uuid, &r, err);
 	if (!rc)
 		rc = record_lock(r, 2000, err);
-	if (!rc && here && !asked.code && record_load(r, &vm->rec, NULL) == 0 &&
+	if (!rc && here && answers && record_load(r, &vm->rec, NULL) == 0 &&
 	    vm->rec.state != HANDOVER_OWNER)
 		rc = error_set(err, EPERM,
 			       "VM %s: host %s answers, so it has power; see snmigrate resolve %s on both",

@@ -72,6 +72,7 @@ struct keeper {
 	unsigned stops;		/* how often a snvmm was seen to end */
 	uint64_t cleaned_epoch; /* of the last move whose source was cleaned here */
 	struct error last_ask;	/* why the peer could not be asked; code 0: it answered */
+	enum handover_state last_answer; /* what it answered last */
 };
 
 struct keeper *keeper_find(struct daemon *d, const char *uuid);

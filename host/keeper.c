@@ -445,6 +445,7 @@ static bool settle_round(struct keeper *k, struct record *r, unsigned *wait_ms, 
 	rc = ask_peer(d->cfg, rec.peer, rec.peer_address, rec.uuid, &own, ASK_TIMEOUT_MS, &answer, &err);
 	pthread_mutex_lock(&d->lock);
 	k->last_ask = rc < 0 ? err : ERROR_INIT;
+	k->last_answer = answer.state;
 	pthread_mutex_unlock(&d->lock);
 	if (rc < 0 && (*asked)++ % 30 == 0)
 		log_info("VM %s (%s): %s; asking again", rec.name, handover_state_name(rec.state),
