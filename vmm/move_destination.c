@@ -427,15 +427,9 @@ static void refuse_stranger(struct arrival *a, struct conn *conn)
 	frame_release(&f);
 }
 
-int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool *became_owner, struct error *err)
+static int serve(struct arrival *a, int fd, bool *became_owner, struct error *err)
 {
-	*became_owner = false;
-	struct arrival *a = calloc(1, sizeof *a);
-	if (!a) {
-		close(fd);
-		return error_errno(err, ENOMEM, "arrival");
-	}
-	arrival_init(a, vm, daemon);
+	struct vm *vm = a->vm;
 	struct conn *conn = NULL;
 	int rc = tls_context_create_server(vm->cfg->ca, vm->cfg->cert, vm->cfg->key, &a->tls, err);
 	if (rc) {
@@ -503,13 +497,8 @@ int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool *be
 	return a->write_failed ? arrival_reread_start(a, err) : arrival_confirm_start(a, err);
 }
 
-void move_destination_free(struct vm *vm)
+static void arrival_free(struct arrival *a)
 {
-	pthread_mutex_lock(&vm->lock);
-	struct arrival *a = steal_ptr(vm->arrival);
-	pthread_mutex_unlock(&vm->lock);
-	if (!a)
-		return;
 	pthread_mutex_lock(&a->lock);
 	a->closing = true;
 	pthread_cond_broadcast(&a->changed);
@@ -530,4 +519,29 @@ void move_destination_free(struct vm *vm)
 		if (a->files[i].fd >= 0)
 			close(a->files[i].fd);
 	free(a);
+}
+
+void move_destination_free(struct vm *vm)
+{
+	pthread_mutex_lock(&vm->lock);
+	struct arrival *a = steal_ptr(vm->arrival);
+	pthread_mutex_unlock(&vm->lock);
+	if (a)
+		arrival_free(a);
+}
+
+int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool *became_owner, struct error *err)
+{
+	*became_owner = false;
+	struct arrival *a = calloc(1, sizeof *a);
+	if (!a) {
+		close(fd);
+		return error_errno(err, ENOMEM, "arrival");
+	}
+	arrival_init(a, vm, daemon);
+	int rc = serve(a, fd, became_owner, err);
+	/* a question, or a peer that was not let in; else it is the VM's */
+	if (vm->arrival != a)
+		arrival_free(a);
+	return rc;
 }
