@@ -57,7 +57,9 @@ static int name_each(void *opaque, const char *uuid)
 	struct record *r = NULL;
 	struct vm_record rec;
 	if (strcmp(uuid, s->uuid) && record_open(s->daemon->cfg->state_dir, uuid, &r, NULL) == 0 &&
-	    record_load(r, &rec, NULL) == 0 && !strcmp(rec.name, s->name) && rec.state != HANDOVER_MOVED &&
+	    record_load(r, &rec, NULL) == 0 && !strcmp(rec.name, s->name) &&
+	    (rec.state != HANDOVER_MOVED ||
+	     !(rec.flags & RECORD_FILES_DONE)) && /* its folder is there still */
 	    rec.state != HANDOVER_ABANDONED)
 		s->taken = true;
 	record_close(r);
