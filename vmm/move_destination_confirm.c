@@ -132,7 +132,7 @@ static void *confirm_thread(void *arg)
 			int rc = ask_peer(vm->cfg, a->peer, a->peer_address, vm->def.uuid, &own,
 					  vm->cfg->silence_ms, &answer, &err);
 			pthread_mutex_lock(&a->lock);
-			a->answers = !rc;
+			a->answers = !rc && answer.state != HANDOVER_NONE;
 			pthread_mutex_unlock(&a->lock);
 			if (!rc)
 				arrival_settle(a, &answer, &err);

@@ -80,7 +80,7 @@ static void *forced_thread(void *arg)
 			rc = ask_peer(vm->cfg, rec.peer, rec.peer_address, vm->def.uuid, &own,
 				      vm->cfg->silence_ms, &answer, &err);
 			pthread_mutex_lock(&vm->lock);
-			vm->forced_answers = !rc;
+			vm->forced_answers = !rc && answer.state != HANDOVER_NONE;
 			pthread_mutex_unlock(&vm->lock);
 			if (!rc)
 				rc = move_forced_settle(vm, &answer, &err);

@@ -91,7 +91,8 @@ enum handover_action source_settle(struct move *mv, struct error *err)
 			rc = ask_peer(vm->cfg, mv->opt.peer, mv->opt.address, vm->def.uuid, &own,
 				      vm->cfg->silence_ms, &report, &e);
 		}
-		bool answered = !rc;
+		/* one that has forgotten the VM cannot run it */
+		bool answered = !rc && report.state != HANDOVER_NONE;
 		enum handover_action act =
 			rc ? HANDOVER_ACT_ASK : handover_decide_source(&rec, &self, &report);
 		if (!rc)
