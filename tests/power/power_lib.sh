@@ -118,7 +118,7 @@ name = $vm
 memory = 32M
 cpus = 1
 kernel = /var/lib/t/native.elf
-cmdline = ws=2 rate=1 touch=4 zero=1 scan=2 disk=rw diskrate=20 depth=4 span=8 record=200 hb=500 timeout=600000 seed=${SEED[$vm]}
+cmdline = ws=2 rate=1 touch=4 zero=1 scan=2 disk=rw diskrate=20 depth=4 span=8 record=200 hb=1000 timeout=600000 seed=${SEED[$vm]}
 serial = socket
 [disk root]
 path = root.qcow2
@@ -134,7 +134,7 @@ INI
 		snvm start $vm
 		/var/lib/t/in_host modest" || die "$vm cannot be made"
 }
-heartbeats() { on "$1" /var/lib/t/in_host heartbeats >"$work/$1.hb" || :; }
+heartbeats() { local h=$1; shift; on "$h" /var/lib/t/in_host heartbeats "$@" >"$work/$h.hb" 2>/dev/null || :; } # HOST VM...
 hb_field() { # HOST VM FIELD, as of the last heartbeats
 	sed -nE "s/^$2 hb .*[ ]$3=([0-9]+).*/\1/p" "$work/$1.hb"
 }
@@ -142,7 +142,7 @@ hb_field() { # HOST VM FIELD, as of the last heartbeats
 wait_loaded() { # VM...
 	local vm todo i
 	for ((i = 0; i < WAIT_S / 2; i++)); do
-		heartbeats host1
+		heartbeats host1 "$@"
 		todo=
 		for vm in "$@"; do
 			local a0 a1
@@ -180,7 +180,7 @@ bring_to_points() {
 		case " ${late[*]} " in *" $vm "*) ;; *) wait_hit host1 "$vm" "${POINT[$vm]}" ;; esac
 	done
 	# The last acknowledged records that anybody has seen; from now on the guests at the late points stand still.
-	heartbeats host1
+	heartbeats host1 "${VMS[@]}"
 	for vm in "${VMS[@]}"; do
 		ACKED0[$vm]=$(hb_field host1 "$vm" acked) ACKED1[$vm]=$(hb_field host1 "$vm" acked1)
 		[[ -n ${ACKED0[$vm]} && -n ${ACKED1[$vm]} ]] || die "no heartbeat of $vm"
@@ -259,8 +259,9 @@ check_records() { # HOST VM
 }
 wait_beat() { # HOST VM [AFTER_SEQ]: its heart beats (further than seq), nothing bad was found
 	local i seq f
+	on "$1" /var/lib/t/in_host modest
 	for ((i = 0; i < WAIT_S / 3; i++)); do
-		heartbeats "$1"
+		heartbeats "$1" "$2"
 		if grep "^$2 BAD" "$work/$1.hb"; then bad "$2" "the guest found something bad"; return 1; fi
 		seq=$(hb_field "$1" "$2" seq)
 		if [[ -n $seq ]] && ((seq > ${3:--1})); then
