@@ -531,11 +531,7 @@ static int run_handover(struct move *mv, struct error *err)
 		source_set_phase(mv, MOVE_MEMORY, "memory");
 		rc = mem_sender_precopy(mv->sender, &limit_hit, err);
 		if (!rc)
-			rc = source_storage_sync(mv, err);
-		for (unsigned i = 0; !rc && i < mv->vm->def.ndisks; i++)
-			rc = mirror_flush_remote(mv->vm->disks[i].mirror, err);
-		if (!rc)
-			rc = source_check(mv, err);
+			rc = source_storage_flush(mv, err);
 		if (!rc && mv->attempts == 1)
 			rc = phase_with_peer(mv, "prepare", err);
 		if (!rc)

@@ -83,6 +83,8 @@ void source_set_phase(struct move *mv, enum move_phase phase, const char *name);
 /* move_source_storage.c */
 int source_storage_open(struct move *mv, unsigned disk, bool again, struct error *err);
 int source_storage_sync(struct move *mv, struct error *err); /* until every chunk of every disk is synced */
+/* As sync, then every disk flushed at the destination; later guest flushes go to both. */
+int source_storage_flush(struct move *mv, struct error *err);
 bool source_storage_consistent(struct move *mv);
 void source_storage_stop(struct move *mv);
 int source_dial(struct move *mv, enum channel channel, const char *token, struct conn **out,

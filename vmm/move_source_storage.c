@@ -142,6 +142,31 @@ int source_storage_sync(struct move *mv, struct error *err)
 	return 0;
 }
 
+int source_storage_flush(struct move *mv, struct error *err)
+{
+	/* A session may break in the flush itself: what it left unsynced is copied again, and flushed again. */
+	for (unsigned tries = 1;; tries++) {
+		struct error e = ERROR_INIT;
+		int rc = source_storage_sync(mv, err);
+		if (rc)
+			return rc;
+		for (unsigned i = 0; !rc && i < mv->vm->def.ndisks; i++) {
+			rc = mirror_flush_remote(mv->vm->disks[i].mirror, &e);
+			if (rc)
+				error_prefix(&e, "disk %s", mv->vm->def.disks[i].id);
+		}
+		if (!rc)
+			return source_check(mv, err);
+		if (source_check(mv, err))
+			return source_check(mv, err);
+		if (tries > STORAGE_RETRIES) {
+			error_copy(err, &e);
+			return rc;
+		}
+		log_warn("flush at the destination: %s (%u)", e.message, tries);
+	}
+}
+
 bool source_storage_consistent(struct move *mv)
 {
 	for (unsigned i = 0; i < mv->vm->def.ndisks; i++)
