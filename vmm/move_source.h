@@ -80,6 +80,30 @@ void source_interrupt(struct move *mv, const struct error *why);
 int source_check(struct move *mv, struct error *err);
 void source_set_phase(struct move *mv, enum move_phase phase, const char *name);
 
+void source_link_failed(void *opaque, const struct error *why);
+/* Tells the destination the phase and waits until it is ready for it. */
+int source_phase_with_peer(struct move *mv, const char *phase, struct error *err);
+
+/* What the command hears, told once everything has ended. */
+struct outcome {
+	const char *result;
+	int exit_status;
+};
+
+/* move_source_hello.c: connects, proves, says hello, sends the files. */
+int source_hello(struct move *mv, struct error *err);
+
+/* move_source_handover.c */
+/* Pre-copy, pause, last memory and state: 0 = READY. */
+int source_handover(struct move *mv, struct error *err);
+/* Sends COMMIT and learns the outcome: 0 = the destination owns the VM; -ECANCELED = it promised not to;
+ * -EOWNERDEAD = undecided. */
+int source_commit(struct move *mv, struct error *err);
+/* Memory, disks, control: closes them and adds up what they carried. The two that follow do it, too. */
+void source_close_channels(struct move *mv);
+struct outcome source_end_failed(struct move *mv, const struct error *why);
+int source_end_moved(struct move *mv, struct error *err);
+
 /* move_source_storage.c */
 int source_storage_open(struct move *mv, unsigned disk, bool again, struct error *err);
 int source_storage_sync(struct move *mv, struct error *err); /* until every chunk of every disk is synced */

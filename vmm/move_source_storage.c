@@ -144,7 +144,8 @@ int source_storage_sync(struct move *mv, struct error *err)
 
 int source_storage_flush(struct move *mv, struct error *err)
 {
-	/* A session may break in the flush itself: what it left unsynced is copied again, and flushed again. */
+	/* A session may break in the flush itself: what it left unsynced is copied again, and flushed again.
+	 */
 	for (unsigned tries = 1;; tries++) {
 		struct error e = ERROR_INIT;
 		int rc = source_storage_sync(mv, err);

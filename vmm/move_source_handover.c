@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vmm/move_source.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/fault.h"
+#include "base/log.h"
+#include "host/exit.h"
+#include "vmm/state.h"
+
+#define HANDOVER_ATTEMPTS 3
+#define RECORD_RETRY_MS	  500
+
+static int record_handing_over(struct move *mv, struct error *err)
+{
+	struct vm_record rec;
+	int rc = vm_record(mv->vm, &rec, err);
+	if (rc || (rec.state == HANDOVER_HANDING_OVER && rec.epoch == mv->opt.epoch))
+		return rc;
+	struct vm_transition t = {
+		.from = HANDOVER_OWNER,
+		.from_epoch = rec.epoch,
+		.to = HANDOVER_HANDING_OVER,
+		.to_epoch = mv->opt.epoch,
+	};
+	return vm_record_transition(mv->vm, &t, err);
+}
+
+/* Guest paused and drained, disks agree: the last memory and the device state. Until COMMIT everything may
+ * fail. */
+static int send_last(struct move *mv, struct error *err)
+{
+	struct state_writer *w = state_writer_create();
+	if (!w)
+		return error_errno(err, ENOMEM, "device state");
+	const uint8_t *buf;
+	size_t len;
+	int rc = machine_save(mv->vm->machine, w, err);
+	if (!rc)
+		rc = state_writer_finish(w, &buf, &len, err);
+	if (!rc && len > FRAME_STATE_MAX_BYTES)
+		rc = error_set(err, E2BIG, "device state of %zu bytes", len);
+	if (!rc)
+		rc = mem_sender_finish(mv->sender, err);
+	if (!rc)
+		rc = move_link_send_bytes(mv->link, FRAME_DEVICE_STATE, buf, (uint32_t)len, err);
+	state_writer_free(w);
+	struct frame f;
+	if (!rc)
+		rc = move_link_wait(mv->link, 1u << FRAME_READY, mv->vm->cfg->silence_ms, &f, err);
+	if (!rc)
+		frame_release(&f);
+	return rc;
+}
+
+static void unpause(struct move *mv)
+{
+	if (!mv->paused_by_us)
+		return;
+	struct error e = ERROR_INIT;
+	if (machine_start(mv->vm->machine, &e)) {
+		log_error("resume: %s", e.message);
+		vm_set_state(mv->vm, VM_CRASHED, e.message);
+	}
+	mv->paused_by_us = false;
+	pthread_mutex_lock(&mv->lock);
+	mv->deciding = false;
+	pthread_mutex_unlock(&mv->lock);
+}
+
+/* 0: READY; -EAGAIN: could not quiesce, the guest runs again; else failed. */
+static int pause_and_send(struct move *mv, struct error *err)
+{
+	struct vm *vm = mv->vm;
+	/* A resume by a person that has looked at the state already must not start the guest after this. */
+	pthread_mutex_lock(&vm->run_lock);
+	pthread_mutex_lock(&mv->lock);
+	mv->deciding = true;
+	pthread_mutex_unlock(&mv->lock);
+	mv->was_paused = vm_get_state(vm) == VM_PAUSED;
+	mv->pause_us = clock_now_us();
+	int rc = machine_pause(vm->machine, err);
+	if (!rc)
+		mv->paused_by_us = !mv->was_paused;
+	pthread_mutex_unlock(&vm->run_lock);
+	if (rc)
+		return rc;
+	rc = machine_drain(vm->machine, vm->cfg->drain_timeout_ms, err);
+	if (!rc && !source_storage_consistent(mv))
+		rc = error_set(err, ETIMEDOUT, "a disk fell behind at the last moment");
+	if (rc == -ETIMEDOUT) {
+		unpause(mv);
+		return -EAGAIN;
+	}
+	return rc ? rc : send_last(mv, err);
+}
+
+int source_handover(struct move *mv, struct error *err)
+{
+	int rc = 0;
+	for (mv->attempts = 1;; mv->attempts++) {
+		bool limit_hit;
+		source_set_phase(mv, MOVE_MEMORY, "memory");
+		rc = mem_sender_precopy(mv->sender, &limit_hit, err);
+		if (!rc)
+			rc = source_storage_flush(mv, err);
+		if (!rc && mv->attempts == 1)
+			rc = source_phase_with_peer(mv, "prepare", err);
+		if (!rc)
+			rc = record_handing_over(mv, err);
+		if (rc)
+			return rc;
+		source_set_phase(mv, MOVE_HANDOVER, "handover");
+		rc = pause_and_send(mv, err);
+		if (rc != -EAGAIN)
+			return rc;
+		log_warn("handover attempt %u: %s; the guest runs on", mv->attempts, err ? err->message : "");
+		if (mv->attempts == HANDOVER_ATTEMPTS)
+			return error_set(err, ETIMEDOUT,
+					 "the guest's disks could not be quiesced in %u attempts",
+					 mv->attempts);
+	}
+}
+
+/* Sends COMMIT and learns the outcome: 0 = the destination runs the VM; -ECANCELED = it promised not to. */
+int source_commit(struct move *mv, struct error *err)
+{
+	fault_point("after-ready");
+	if (!source_storage_consistent(mv))
+		return error_set(err, EIO, "a disk became unsynced after READY");
+	pthread_mutex_lock(&mv->lock);
+	if (mv->interrupted) {
+		error_copy(err, &mv->why);
+		pthread_mutex_unlock(&mv->lock);
+		return err ? err->code : -EIO;
+	}
+	mv->commit = true; /* from here nobody may cancel, and only the destination's word settles */
+	mv->phase = MOVE_COMMITTED;
+	pthread_mutex_unlock(&mv->lock);
+	json_t *o = json_pack("{s:I, s:b}", "stopped_us", (json_int_t)(clock_now_us() - mv->pause_us),
+			      "paused", (int)mv->was_paused);
+	struct error lost = ERROR_INIT;
+	int rc = move_link_send(mv->link, FRAME_COMMIT, o, &lost);
+	json_decref(o);
+	fault_point("after-commit");
+	struct frame f;
+	if (!rc)
+		rc = move_link_wait(mv->link, 1u << FRAME_RUNNING | 1u << FRAME_ABANDONED, 0, &f, &lost);
+	if (!rc) {
+		mv->running_us = clock_now_us();
+		mv->peer_started = true;
+		bool abandoned = f.type == FRAME_ABANDONED;
+		const char *s = json_string_value(json_object_get(f.json, "reason"));
+		if (abandoned)
+			error_set(err, ECANCELED, "%s gave the VM back: %s", mv->opt.peer,
+				  s ? s : "no reason given");
+		frame_release(&f);
+		return abandoned ? -ECANCELED : 0;
+	}
+	log_warn("after COMMIT: %s", lost.message);
+	switch (source_settle(mv, err)) {
+	case HANDOVER_ACT_RECORD_MOVED:
+		return 0;
+	case HANDOVER_ACT_TAKE_BACK:
+		return -ECANCELED;
+	default:
+		return -EOWNERDEAD; /* a person decided, or the process has to end undecided */
+	}
+}
+
+void source_close_channels(struct move *mv)
+{
+	pthread_mutex_lock(&mv->lock);
+	struct mem_sender *s = steal_ptr(mv->sender);
+	if (s)
+		mem_sender_stats(s, &mv->mem);
+	pthread_mutex_unlock(&mv->lock);
+	mem_sender_free(s);
+	pthread_mutex_lock(&mv->lock);
+	unsigned n = mv->nmemory;
+	mv->nmemory = 0;
+	pthread_mutex_unlock(&mv->lock);
+	for (unsigned i = 0; i < n; i++) {
+		mv->wire_bytes += conn_bytes_sent(mv->memory[i]);
+		conn_close(mv->memory[i]);
+		mv->memory[i] = NULL;
+	}
+	for (unsigned i = 0; i < mv->vm->def.ndisks; i++) {
+		struct mirror_stats st;
+		mirror_stats(mv->vm->disks[i].mirror, &st);
+		mv->disk_bytes += st.data_bytes_copied + st.mirrored_bytes;
+	}
+	mv->wire_bytes += mv->disk_bytes;
+	source_storage_stop(mv);
+	pthread_mutex_lock(&mv->lock);
+	struct move_link *link = steal_ptr(mv->link);
+	while (mv->link_users)
+		pthread_cond_wait(&mv->changed, &mv->lock);
+	pthread_mutex_unlock(&mv->lock);
+	if (link)
+		mv->wire_bytes += conn_bytes_sent(move_link_conn(link));
+	move_link_free(link);
+	tls_context_free(mv->tls);
+	mv->tls = NULL;
+}
+
+static int record_owner(struct move *mv, const struct error *why, struct error *err)
+{
+	struct vm_record rec;
+	int rc = vm_record(mv->vm, &rec, err);
+	if (rc || rec.state != HANDOVER_HANDING_OVER)
+		return rc;
+	struct vm_transition t = {
+		.from = HANDOVER_HANDING_OVER,
+		.from_epoch = rec.epoch,
+		.to = HANDOVER_OWNER,
+		.to_epoch = rec.epoch,
+		.flags_clear = RECORD_KEEP_SOURCE,
+		.reason = why->message,
+	};
+	return vm_record_transition(mv->vm, &t, err);
+}
+
+/* The move is off; the guest goes on here. The record first: a resumed guest with a handing-over record would
+ * be in doubt. A medium that fails for a while must not cost the guest its memory: tried for as long as a
+ * silent peer is. */
+static bool take_back(struct move *mv, const struct error *why)
+{
+	struct vm *vm = mv->vm;
+	struct error e = ERROR_INIT;
+	uint64_t until = clock_now_ms() + SETTLE_SILENCES * (uint64_t)vm->cfg->silence_ms;
+	while (record_owner(mv, why, &e)) {
+		log_error("record: %s", e.message);
+		vm_set_state(vm, VM_IN_DOUBT, e.message);
+		if (clock_now_ms() >= until)
+			return false;
+		clock_sleep_ms(RECORD_RETRY_MS);
+		e = ERROR_INIT;
+	}
+	unpause(mv);
+	pthread_mutex_lock(&mv->lock);
+	mv->deciding = false;
+	pthread_mutex_unlock(&mv->lock);
+	struct vm_record rec;
+	if (!vm_record(vm, &rec, NULL) && rec.state == HANDOVER_OWNER_UNCONFIRMED &&
+	    move_forced_start(vm, &e))
+		log_error("%s", e.message);
+	if (vm_get_state(vm) == VM_IN_DOUBT)
+		vm_set_state(vm, mv->was_paused ? VM_PAUSED : VM_RUNNING, NULL);
+	return true;
+}
+
+struct outcome source_end_failed(struct move *mv, const struct error *why)
+{
+	if (mv->link && !mv->commit) {
+		json_t *o = json_pack("{s:o}", "reason", jsonl_text(why->message));
+		move_link_send(mv->link, FRAME_ABORT, o, NULL);
+		json_decref(o);
+	}
+	bool back = take_back(mv, why);
+	source_close_channels(mv);
+	pthread_mutex_lock(&mv->vm->lock);
+	bool crashed = mv->vm->guest_crashed || mv->vm->state == VM_CRASHED;
+	pthread_mutex_unlock(&mv->vm->lock);
+	if (!back)
+		return (struct outcome){"in-doubt", EXIT_IN_DOUBT};
+	if (crashed)
+		return (struct outcome){"crashed", EXIT_CRASHED};
+	if (mv->cancelled)
+		return (struct outcome){"cancelled", EXIT_CANCELLED};
+	if (!mv->negotiated)
+		return (struct outcome){"refused", EXIT_REFUSED};
+	return (struct outcome){"failed", EXIT_FAILED};
+}
+
+int source_end_moved(struct move *mv, struct error *err)
+{
+	struct vm *vm = mv->vm;
+	struct vm_record rec;
+	int rc = vm_record(vm, &rec, err);
+	if (!rc && rec.state == HANDOVER_HANDING_OVER) {
+		struct vm_transition t = {
+			.from = HANDOVER_HANDING_OVER,
+			.from_epoch = rec.epoch,
+			.to = HANDOVER_MOVED,
+			.to_epoch = rec.epoch,
+			.flags_set = mv->peer_started ? RECORD_PEER_STARTED : 0,
+			.flags_clear = RECORD_POWERED_ON,
+		};
+		rc = vm_record_transition(vm, &t, err);
+	}
+	if (rc)
+		return rc;
+	fault_point("moved-recorded");
+	source_set_phase(mv, MOVE_CLEANUP, "cleanup");
+	struct frame f;
+	if (mv->link && !move_link_failed(mv->link, NULL) &&
+	    !move_link_send(mv->link, FRAME_MOVED, NULL, NULL) &&
+	    !move_link_wait(mv->link, 1u << FRAME_MOVED_ACK, vm->cfg->silence_ms, &f, NULL)) {
+		frame_release(&f);
+		if (!vm_record(vm, &rec, NULL)) {
+			rec.flags |= RECORD_PEER_ACKED;
+			record_store(vm->record, &rec, NULL);
+		}
+	}
+	source_close_channels(mv);
+	return 0;
+}

@@ -1,0 +1,310 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vmm/move_source.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/bitmap.h"
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "base/fault.h"
+#include "host/ask.h"
+
+/* A destination may open big images and 64 vCPUs before it answers; it beats meanwhile. */
+#define HELLO_TIMEOUT_MS    120000
+#define FILE_CHUNK_BYTES    (1u << 20)
+#define DOWNTIME_DEFAULT_MS 50
+#define ROUNDS_DEFAULT	    30
+
+static int get_uint(json_t *o, const char *key, unsigned max, unsigned *out, struct error *err)
+{
+	json_t *v = json_object_get(o, key);
+	if (!v || json_is_null(v))
+		return 0;
+	if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) > max)
+		return error_set(err, EINVAL, "option %s: a whole number from 0 to %u is needed", key, max);
+	*out = (unsigned)json_integer_value(v);
+	return 0;
+}
+
+int move_options_parse(json_t *request, struct move_options *opt, struct error *err)
+{
+	memset(opt, 0, sizeof *opt);
+	const char *address = json_string_value(json_object_get(request, "address"));
+	const char *peer = json_string_value(json_object_get(request, "peer"));
+	json_t *epoch = json_object_get(request, "epoch");
+	json_t *o = json_object_get(request, "options");
+	if (!address || !peer || strlen(address) >= sizeof opt->address || strlen(peer) >= sizeof opt->peer)
+		return error_set(err, EINVAL, "migrate: address and peer are needed");
+	if (!json_is_integer(epoch) || json_integer_value(epoch) <= 0)
+		return error_set(err, EINVAL, "migrate: an epoch is needed");
+	strcpy(opt->address, address);
+	strcpy(opt->peer, peer);
+	opt->epoch = (uint64_t)json_integer_value(epoch);
+	opt->max_downtime_ms = DOWNTIME_DEFAULT_MS;
+	opt->max_rounds = ROUNDS_DEFAULT;
+	long ncpu = sysconf(_SC_NPROCESSORS_ONLN);
+	opt->streams = ncpu < 1 ? 1 : ncpu > 4 ? 4 : (unsigned)ncpu;
+	opt->zstd_level = 1;
+	int rc = get_uint(o, "max_downtime_ms", 600000, &opt->max_downtime_ms, err);
+	if (!rc)
+		rc = get_uint(o, "streams", MEM_STREAMS_MAX, &opt->streams, err);
+	if (!rc)
+		rc = get_uint(o, "max_rounds", 10000, &opt->max_rounds, err);
+	if (!rc)
+		rc = get_uint(o, "max_time_ms", 86400000, &opt->max_time_ms, err);
+	if (rc)
+		return rc;
+	if (!opt->streams)
+		opt->streams = 1;
+	json_t *level = json_object_get(o, "zstd_level");
+	if (json_is_integer(level))
+		opt->zstd_level = (int)json_integer_value(level);
+	opt->keep_source = json_is_true(json_object_get(o, "keep_source"));
+	opt->suspend = json_is_true(json_object_get(o, "suspend"));
+	opt->no_tls = json_is_true(json_object_get(o, "no_tls"));
+	return 0;
+}
+
+/* --- hello --- */
+
+static json_t *populated_regions(struct move *mv)
+{
+	struct mem_space space = machine_memory_space(mv->vm->machine);
+	uint64_t n = (space.npages * MEM_PAGE_BYTES + MEM_REGION_BYTES - 1) / MEM_REGION_BYTES;
+	CLEANUP_FREE uint64_t *map = bitmap_alloc(n);
+	json_t *runs = json_array();
+	if (!map || mem_populated_regions(&space, map, NULL))
+		return runs;
+	for (size_t at = bitmap_next_set(map, n, 0); at < n;) {
+		size_t end = bitmap_next_clear(map, n, at);
+		json_array_append_new(runs, json_pack("[I, I]", (json_int_t)at, (json_int_t)(end - at)));
+		at = bitmap_next_set(map, n, end);
+	}
+	return runs;
+}
+
+struct travel_file {
+	const char *name;
+	char path[8400];
+	uint64_t size;
+};
+
+/* The definition as the destination is to have it: every path a plain name in the VM's folder. */
+static char *foreign_definition(struct vm *vm)
+{
+	CLEANUP_FREE struct vm_definition *def = malloc(sizeof *def);
+	if (!def)
+		return NULL;
+	*def = vm->def;
+	snprintf(def->kernel, sizeof def->kernel, "kernel");
+	if (def->initrd[0])
+		snprintf(def->initrd, sizeof def->initrd, "initrd");
+	snprintf(def->serial, sizeof def->serial, "socket");
+	for (unsigned i = 0; i < def->ndisks; i++)
+		snprintf(def->disks[i].path, sizeof def->disks[i].path, "%s.%s", vm->def.disks[i].id,
+			 vm->def.disks[i].format);
+	return vmdef_format(def);
+}
+
+static int travel_files(struct vm *vm, struct travel_file files[2], unsigned *n, struct error *err)
+{
+	const char *paths[2] = {vm->def.kernel, vm->def.initrd};
+	static const char *const names[2] = {"kernel", "initrd"};
+	*n = 0;
+	for (unsigned i = 0; i < 2; i++) {
+		if (!paths[i][0])
+			continue;
+		struct travel_file *f = &files[*n];
+		f->name = names[i];
+		int rc = vm_resolve_path(vm, paths[i], f->path, sizeof f->path, err);
+		if (rc)
+			return rc;
+		struct stat st;
+		if (stat(f->path, &st))
+			return error_errno(err, errno, "%s", f->path);
+		f->size = (uint64_t)st.st_size;
+		(*n)++;
+	}
+	return 0;
+}
+
+static json_t *make_hello(struct move *mv, struct travel_file *files, unsigned nfiles, struct error *err)
+{
+	struct vm *vm = mv->vm;
+	CLEANUP_FREE char *def = foreign_definition(vm);
+	json_t *cpu = machine_cpu_describe(vm->machine, err);
+	if (!def || !cpu) {
+		if (cpu)
+			error_errno(err, ENOMEM, "hello");
+		json_decref(cpu);
+		return NULL;
+	}
+	json_t *fs = json_array(), *disks = json_array();
+	for (unsigned i = 0; i < nfiles; i++)
+		json_array_append_new(fs, json_pack("{s:s, s:I}", "name", files[i].name, "size",
+						    (json_int_t)files[i].size));
+	for (unsigned i = 0; i < vm->def.ndisks; i++) {
+		const struct block_image_info *in = &vm->disks[i].info;
+		struct block_image_info now;
+		/* what is allocated has changed since the VM started */
+		char path[8400];
+		vm_resolve_path(vm, vm->def.disks[i].path, path, sizeof path, NULL);
+		struct stat st;
+		now = *in;
+		if (!stat(path, &st) && S_ISREG(st.st_mode))
+			now.allocated_bytes = (uint64_t)st.st_blocks * 512;
+		vm->disks[i].info.allocated_bytes = now.allocated_bytes;
+		json_array_append_new(disks,
+				      json_pack("{s:s, s:s, s:I, s:I, s:i, s:s, s:b, s:b, s:b}", "id",
+						vm->def.disks[i].id, "format", vm->def.disks[i].format,
+						"virtual_bytes", (json_int_t)vm->disks[i].local->size_bytes,
+						"allocated_bytes", (json_int_t)now.allocated_bytes,
+						"cluster_bytes", (int)now.cluster_bytes, "compat", now.compat,
+						"lazy_refcounts", now.lazy_refcounts, "extended_l2",
+						now.extended_l2, "read_only", vm->def.disks[i].read_only));
+	}
+	json_t *hello = json_pack(
+		"{s:[i,i], s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:o, s:I, s:i, s:o, s:b, s:b}", "versions",
+		MOVE_PROTOCOL_MIN, MOVE_PROTOCOL_MAX, "program", SNM_VERSION, "host", vm->cfg->name, "uuid",
+		vm->def.uuid, "name", vm->def.name, "definition", def, "files", fs, "disks", disks, "cpu",
+		cpu, "memory_bytes", (json_int_t)vm->def.memory_bytes, "streams", (int)mv->opt.streams,
+		"regions", populated_regions(mv), "suspend", mv->opt.suspend, "no_tls", mv->opt.no_tls);
+	if (!hello) {
+		error_errno(err, ENOMEM, "hello");
+		return NULL;
+	}
+	/* What is left at the destination of an earlier attempt is settled by what this side says of itself.
+	 */
+	struct vm_record rec;
+	struct handover_report own;
+	struct handover_self self = {.live = true, .channel_up = true, .attempt_open = true};
+	if (!vm_record(vm, &rec, NULL)) {
+		handover_describe(&rec, &self, true, &own);
+		json_object_set_new(hello, "report", ask_report_to_json(vm->def.uuid, &own));
+	}
+	return hello;
+}
+
+static int take_tokens(json_t *reply, const char *key, char (*out)[64], unsigned n, struct error *err)
+{
+	json_t *a = json_object_get(reply, key);
+	if (json_array_size(a) != n)
+		return error_set(err, EPROTO, "hello: the destination gave %zu %s for %u", json_array_size(a),
+				 key, n);
+	for (unsigned i = 0; i < n; i++) {
+		const char *t = json_string_value(json_array_get(a, i));
+		if (!t || strlen(t) != TOKEN_HEX_CHARS)
+			return error_set(err, EPROTO, "hello: malformed %s", key);
+		strcpy(out[i], t);
+	}
+	return 0;
+}
+
+static int send_files(struct move *mv, struct travel_file *files, unsigned nfiles, struct error *err)
+{
+	CLEANUP_FREE uint8_t *buf = malloc(FILE_CHUNK_BYTES + 12);
+	if (!buf)
+		return error_errno(err, ENOMEM, "files");
+	for (unsigned i = 0; i < nfiles; i++) {
+		CLEANUP_FD int fd = open(files[i].path, O_RDONLY | O_CLOEXEC);
+		if (fd < 0)
+			return error_errno(err, errno, "%s", files[i].path);
+		for (uint64_t at = 0; at < files[i].size;) {
+			ssize_t n = pread(fd, buf + 12, FILE_CHUNK_BYTES, (off_t)at);
+			if (n <= 0)
+				return error_errno(err, n ? errno : EIO, "%s: read at %llu", files[i].path,
+						   (unsigned long long)at);
+			put_be32(buf, i);
+			put_be64(buf + 4, at);
+			int rc = move_link_send_bytes(mv->link, FRAME_FILE, buf, (uint32_t)n + 12, err);
+			if (rc)
+				return rc;
+			at += (uint64_t)n;
+		}
+	}
+	return 0;
+}
+
+/* The attempt's epoch is durable before the destination hears of it: it is never used twice. */
+static int record_attempt(struct move *mv, struct error *err)
+{
+	struct vm_record rec;
+	int rc = vm_record(mv->vm, &rec, err);
+	if (rc)
+		return rc;
+	struct vm_transition t = {
+		.from = HANDOVER_OWNER,
+		.from_epoch = rec.epoch,
+		.to = HANDOVER_OWNER,
+		.to_epoch = mv->opt.epoch,
+		.peer = mv->opt.peer,
+		.peer_address = mv->opt.address,
+		.flags_set = mv->opt.keep_source ? RECORD_KEEP_SOURCE : 0,
+		.flags_clear = mv->opt.keep_source ? 0 : RECORD_KEEP_SOURCE,
+	};
+	return vm_record_transition(mv->vm, &t, err);
+}
+
+int source_hello(struct move *mv, struct error *err)
+{
+	struct vm *vm = mv->vm;
+	struct travel_file files[2];
+	unsigned nfiles;
+	int rc = travel_files(vm, files, &nfiles, err);
+	if (!rc)
+		rc = tls_context_create(vm->cfg->ca, vm->cfg->cert, vm->cfg->key, &mv->tls, err);
+	struct conn *conn = NULL;
+	if (!rc)
+		rc = source_dial(mv, CHANNEL_CONTROL, "-", &conn, err);
+	if (rc)
+		return rc;
+	struct move_link_options lopt = {
+		.conn = conn,
+		.epoch = mv->opt.epoch,
+		.silence_ms = vm->cfg->silence_ms,
+		.failed = source_link_failed,
+		.opaque = mv,
+	};
+	struct move_link *link;
+	rc = move_link_start(&lopt, &link, err);
+	if (rc)
+		return rc;
+	pthread_mutex_lock(&mv->lock);
+	mv->link = link;
+	pthread_mutex_unlock(&mv->lock);
+
+	rc = record_attempt(mv, err);
+	if (rc)
+		return rc;
+	json_t *hello = make_hello(mv, files, nfiles, err);
+	if (!hello)
+		return -EIO;
+	rc = move_link_send(mv->link, FRAME_HELLO, hello, err);
+	json_decref(hello);
+	struct frame reply;
+	if (!rc)
+		rc = move_link_wait(mv->link, 1u << FRAME_HELLO_OK | 1u << FRAME_REFUSE, HELLO_TIMEOUT_MS,
+				    &reply, err);
+	if (rc)
+		return error_prefix(err, "%s", mv->opt.peer);
+	if (reply.type == FRAME_REFUSE) {
+		const char *s = json_string_value(json_object_get(reply.json, "reason"));
+		rc = error_set(err, EPERM, "%s refused: %s", mv->opt.peer, s ? s : "no reason given");
+		frame_release(&reply);
+		return rc;
+	}
+	rc = take_tokens(reply.json, "disk_tokens", mv->disk_token, vm->def.ndisks, err);
+	if (!rc)
+		rc = take_tokens(reply.json, "memory_tokens", mv->memory_token, mv->opt.streams, err);
+	frame_release(&reply);
+	if (rc)
+		return rc;
+	mv->negotiated = true;
+	fault_point("before-storage");
+	rc = source_check(mv, err);
+	return rc ? rc : send_files(mv, files, nfiles, err);
+}
