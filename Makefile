@@ -10,7 +10,7 @@ Q := $(if $(filter 1,$(V)),,@)
 say = $(if $(filter 1,$(V)),,@printf '  %-7s %s\n' '$(1)' '$(2)';)
 
 MODULES := base net block nbd mirror memxfer host vmm
-PKGS := libnbd libzstd openssl jansson inih libxxhash liburing libmnl
+PKGS := libnbd libzstd openssl jansson libxxhash liburing libmnl
 ifeq ($(filter clean format,$(MAKECMDGOALS)),)
 MISSING_PKGS := $(shell for p in $(PKGS) check; do pkg-config --exists $$p || echo $$p; done)
 ifneq ($(strip $(MISSING_PKGS)),)

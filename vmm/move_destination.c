@@ -268,12 +268,19 @@ void arrival_settle_in(struct arrival *a)
 	pthread_mutex_lock(&vm->lock);
 	snprintf(vm->dir, sizeof vm->dir, "%s/vms/%s", vm->cfg->state_dir, vm->def.name);
 	pthread_mutex_unlock(&vm->lock);
-	struct vm_record rec;
-	if (!vm_record(vm, &rec, &e)) {
-		registry_vm_rel(vm->def.name, rec.folder);
-		if (record_store(vm->record, &rec, &e))
-			log_error("record: %s", e.message);
+	/* The source's question may confirm the owner between the look and the write: look again. */
+	for (int i = 0; i < 3; i++) {
+		struct vm_record rec;
+		rc = vm_record(vm, &rec, &e);
+		if (!rc) {
+			registry_vm_rel(vm->def.name, rec.folder);
+			rc = record_store(vm->record, &rec, &e);
+		}
+		if (rc != -EINVAL)
+			break;
 	}
+	if (rc)
+		log_error("record: %s", e.message);
 	json_t *q =
 		json_pack("{s:s, s:s, s:s}", "cmd", "arrived", "uuid", vm->def.uuid, "name", vm->def.name);
 	jsonl_write(a->daemon, q, -1, NULL);

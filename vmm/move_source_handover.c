@@ -53,7 +53,7 @@ static int send_last(struct move *mv, struct error *err)
 	state_writer_free(w);
 	struct frame f;
 	if (!rc)
-		rc = move_link_wait(mv->link, 1u << FRAME_READY, mv->vm->cfg->silence_ms, &f, err);
+		rc = move_link_wait(mv->link, 1u << FRAME_READY, mv->vm->cfg->silence_ms / 2, &f, err);
 	if (!rc)
 		frame_release(&f);
 	return rc;
