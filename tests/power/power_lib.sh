@@ -136,7 +136,7 @@ INI
 }
 heartbeats() { local h=$1; shift; on "$h" /var/lib/t/in_host heartbeats "$@" >"$work/$h.hb" 2>/dev/null || :; } # HOST VM...
 hb_field() { # HOST VM FIELD, as of the last heartbeats
-	sed -nE "s/^$2 hb .*[ ]$3=([0-9]+).*/\1/p" "$work/$1.hb"
+	sed -nE "s/^$2 hb(.*)? $3=([0-9]+).*/\2/p" "$work/$1.hb"
 }
 # Until the guest has its memory in place and has flushed some records.
 wait_loaded() { # VM...
