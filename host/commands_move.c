@@ -377,12 +377,20 @@ static void describe_outcome(struct command_context *c, const char *uuid, const 
 		SCOPE_LOCK(&c->daemon->lock);
 		asked = k->last_ask;
 	}
+	/* a live snvmm knows best: the record does not tell a paused copy in doubt from one that runs */
+	struct vm_ref vm;
+	json_t *seen = !rc && self.live && vm_find(c->daemon, uuid, &vm, NULL) == 0
+			       ? vm_describe(c->daemon, &vm, false)
+			       : NULL;
+	const char *state = json_string_value(json_object_get(seen, "state"));
+	if (!state)
+		state = rc ? "absent" : vm_state_name(handover_vm_state(&rec, &self, true));
 	json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:I, s:s, s:o, s:o}", "vm", name, "uuid", uuid, "record",
-			      rc ? "none" : handover_state_name(rec.state), "state",
-			      rc ? "absent" : vm_state_name(handover_vm_state(&rec, &self, true)), "epoch",
+			      rc ? "none" : handover_state_name(rec.state), "state", state, "epoch",
 			      (json_int_t)(rc ? 0 : rec.epoch), "peer", rc ? "" : rec.peer, "why",
 			      jsonl_text(rc ? "" : rec.reason), "peer_error",
 			      asked.code && !self.live ? jsonl_text(asked.message) : json_null());
+	json_decref(seen);
 	reply_ok(c->client, o);
 }
 
