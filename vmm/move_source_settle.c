@@ -76,6 +76,8 @@ enum handover_action source_settle(struct move *mv, struct error *err)
 	pthread_mutex_lock(&mv->lock);
 	mv->settle_started = true;
 	pthread_mutex_unlock(&mv->lock);
+	/* the destination may be running by now: nobody shall read "running" at both hosts */
+	vm_set_state(vm, VM_IN_DOUBT, "COMMIT was sent and the channel is gone: asking the other side");
 	for (;;) {
 		struct error e = ERROR_INIT;
 		struct vm_record rec;
