@@ -95,12 +95,17 @@ things_expected() { # STATE
 	absent) echo "" ;;
 	esac
 }
-# snvmm of this VM that could run its guest: never two, unless one is paused in doubt or one is an arrival
+# The guest never rests, so a copy runs where its vCPU has used the processor since the last look; the hosts' lists may differ while
+# a word is on its way.
+declare -A TICKS
 one_runs() { # VM
-	local a b
-	a=$(state_of host1 "$1") b=$(state_of host2 "$1")
-	[[ $a == running && $b == running ]] && bad "$1" "TWO RUNNING COPIES"
-	return 0
+	local h now ran=0
+	for h in host1 host2; do
+		now=$(awk -v u="${UUID[$1]}" '$1 == "ticks" && index($2, u) {n += $3 + $4; seen = 1} END {if (seen) print n}' "$work/$h.status")
+		[[ -z $now || -z ${TICKS[$h.$1]:-} ]] || ((now <= ${TICKS[$h.$1]})) || ran=$((ran + 1))
+		TICKS[$h.$1]=$now
+	done
+	((ran < 2)) || bad "$1" "TWO RUNNING COPIES"
 }
 
 # make_vm NAME POINT: created on host1 and started with a daemon whose children stop at the point
@@ -270,12 +275,20 @@ check_records() { # HOST VM
 	on "$1" /var/lib/t/in_host record "$2" "${SEED[$2]}" "${ACKED0[$2]}" "${ACKED1[$2]}" >"$work/record.out" 2>&1 ||
 		{ bad "$2" "records up to ${ACKED0[$2]} and ${ACKED1[$2]} were acknowledged: $(tail -n 3 "$work/record.out" | tr '\n' ' ')"; return 1; }
 }
+# The VM's disks as they lie there, for whoever looks for the cause.
+keep_evidence() { # HOST VM
+	[[ -n ${POWER_LOGS:-} ]] || return 0
+	mkdir -p "$POWER_LOGS/$2"
+	on "$1" sh -c "cat /var/lib/snmigrate/logs/$2.log; qemu-img map -U --output=json /var/lib/snmigrate/vms/$2/root.qcow2; qemu-img check -U /var/lib/snmigrate/vms/$2/root.qcow2" >"$POWER_LOGS/$2/log" 2>&1 || :
+	cp "$work/$2".* "$work/$1.hb" "$POWER_LOGS/$2/" || :
+	lab pull "$1" "/var/lib/snmigrate/vms/$2/root.qcow2" "$POWER_LOGS/$2/root.qcow2" || :
+}
 wait_beat() { # HOST VM [AFTER_SEQ]: its heart beats (further than seq), nothing bad was found
 	local i seq f
 	on "$1" /var/lib/t/in_host modest
 	for ((i = 0; i < WAIT_S / 3; i++)); do
 		heartbeats "$1" "$2"
-		if grep "^$2 BAD" "$work/$1.hb"; then bad "$2" "the guest found something bad"; return 1; fi
+		if grep "^$2 BAD" "$work/$1.hb"; then bad "$2" "the guest found something bad (at $1)"; keep_evidence "$1" "$2"; return 1; fi
 		seq=$(hb_field "$1" "$2" seq)
 		if [[ -n $seq ]] && ((seq > ${3:--1})); then
 			for f in badpages badsectors badreqs badcpu; do

@@ -58,7 +58,7 @@ batch_resolve() {
 	settle "host2 is off" resolve_off
 	epoch=$(record_of r1 host1) # handing-over, of the attempt
 	refused r1 host1 3 "no power\|has no power\|yes-the-other" snmigrate resolve r1 --run-here
-	refused r1 host1 3 "in doubt\|in-doubt" snvm start r1
+	refused r1 host1 3 "in doubt\|in-doubt\|already started" snvm start r1
 	done_by r5 host1 6 snmigrate resolve r5
 	done_by r1 host1 0 snmigrate resolve r1 --run-here $yes
 	done_by r2 host1 0 snmigrate resolve r2 --run-here $yes
