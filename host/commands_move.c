@@ -477,9 +477,13 @@ static int resolve_dead(struct command_context *c, struct vm_ref *vm, const char
 	record_close(r);
 	pthread_mutex_unlock(&vm->keeper->op);
 	if (!rc && here) {
-		/* an arrival that owned the VM gets its folder's place first */
+		/* an arrival that owned the VM gets its folder's place first, and is looked for there */
+		char uuid[VM_UUID_CHARS + 1];
 		settle_again(vm);
-		rc = vm_start(d, vm, false, true, err);
+		snprintf(uuid, sizeof uuid, "%s", vm->rec.uuid);
+		rc = vm_find(d, uuid, vm, err);
+		if (!rc)
+			rc = vm_start(d, vm, false, true, err);
 	}
 	keeper_wake(vm->keeper);
 	if (!rc)
