@@ -110,7 +110,7 @@ asan:
 tsan:
 	$(Q)$(MAKE) --no-print-directory B=build-tsan SAN=thread unit
 valgrind: $(ALL_TESTS)
-	$(Q)SNM_NO_IO_URING=1 SNM_WRAP="valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite --child-silent-after-fork=yes --suppressions=tests/valgrind.supp" tests/run-unit $(ALL_TESTS)
+	$(Q)SNM_NO_IO_URING=1 SNM_MODEL_SEEDS=20 SNM_WRAP="valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite --child-silent-after-fork=yes --suppressions=tests/valgrind.supp" tests/run-unit $(ALL_TESTS)
 kill-matrix: all tests
 	$(Q)tests/kill-matrix
 format:
