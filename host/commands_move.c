@@ -410,6 +410,18 @@ static int give_up_dead(struct daemon *d, struct vm_ref *vm, struct record *r, s
 	struct vm_record to = vm->rec;
 	switch (handover_give_up(&vm->rec, &self, err)) {
 	case HANDOVER_ACT_ABANDON:
+		/* A copy that was the VM is kept aside, never deleted, although its folder has not got its place. */
+		if (vm->rec.state == HANDOVER_OWNER_UNCONFIRMED &&
+		    !strncmp(vm->rec.folder, "incoming/", strlen("incoming/"))) {
+			rc = registry_publish(d->cfg, vm->rec.folder, vm->rec.name, err);
+			if (rc < 0)
+				return rc;
+			registry_vm_rel(vm->rec.name, vm->rec.folder);
+			rc = record_store(r, &vm->rec, err);
+			if (rc < 0)
+				return rc;
+			to = vm->rec;
+		}
 		to.state = HANDOVER_ABANDONED;
 		snprintf(to.reason, sizeof to.reason, "given up by snmigrate resolve");
 		return record_compare_and_set(r, vm->rec.state, vm->rec.epoch, &to, NULL, err);
