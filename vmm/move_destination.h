@@ -20,6 +20,8 @@
 #include "vmm/vm.h"
 
 #define ARRIVAL_FILES_MAX 2
+/* The daemon may have to clean up first; if it dies, its stream ends at once. The source hears beats meanwhile. */
+#define DAEMON_ANSWER_MS 30000
 
 struct arrival_file {
 	char name[16];

@@ -142,7 +142,7 @@ int arrival_tokens(struct arrival *a, struct error *err)
 	}
 	json_t *q = json_pack("{s:s, s:o}", "cmd", "tokens", "tokens", list), *reply = NULL;
 	if (!rc)
-		rc = jsonl_call(a->daemon, q, &reply, NULL, a->vm->cfg->silence_ms, err);
+		rc = jsonl_call(a->daemon, q, &reply, NULL, DAEMON_ANSWER_MS, err);
 	json_decref(q);
 	json_decref(reply);
 	if (rc)

@@ -308,7 +308,7 @@ static int ask_admission(struct arrival *a, struct error *err)
 			      "name", vm->def.name, "epoch", (json_int_t)a->epoch, "peer", a->peer,
 			      "memory_bytes", (json_int_t)vm->def.memory_bytes);
 	json_t *reply = NULL;
-	int rc = jsonl_call(a->daemon, q, &reply, NULL, vm->cfg->silence_ms, err);
+	int rc = jsonl_call(a->daemon, q, &reply, NULL, DAEMON_ANSWER_MS, err);
 	json_decref(q);
 	json_decref(reply);
 	if (!rc)
