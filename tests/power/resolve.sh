@@ -22,7 +22,7 @@ done_by() { # VM HOST STATUS CMD...
 	[[ $rc == "$status" ]] || bad "$vm" "$host: $*: exit $rc, not $status: $(tail -n 2 "$work/done" | tr '\n' ' ')"
 }
 record_of() { # VM HOST: "STATE EPOCH"
-	on "$2" snmigrate resolve "$1" 2>/dev/null | sed -nE 's/.*\(record ([a-z-]+), epoch ([0-9]+).*/\1 \2/p'
+	{ on "$2" snmigrate resolve "$1" 2>/dev/null || :; } | sed -nE 's/.*\(record ([a-z-]+), epoch ([0-9]+).*/\1 \2/p'
 }
 resolve_off() { case $1 in r6) echo "absent+record off 0" ;; *) echo "in-doubt+any off 6" ;; esac; }
 resolve_acted() {
