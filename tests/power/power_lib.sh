@@ -36,6 +36,8 @@ require_lab() {
 # shellcheck disable=SC2317
 power_cleanup() {
 	local status=$? h
+	trap - ERR
+	exec >&3 2>&3
 	if ((status != 0)) && [[ -e ${LAB_DIR:-}/conf ]]; then
 		mkdir -p "${POWER_LOGS:-$work/logs}"
 		for h in host1 host2; do
@@ -52,7 +54,11 @@ power_up() {
 	work=$(mktemp -d "${TMPDIR:-/var/tmp}/snm-power.XXXXXX")
 	export LAB_DIR=$work/lab
 	trap power_cleanup EXIT
-	trap 'exit 1' INT TERM HUP
+	# what ends the script may come in the middle of a redirected command
+	exec 3>&1
+	for signal in INT TERM HUP; do trap "echo 'FAILED: ended by SIG$signal' >&3; exit 1" $signal; done
+	set -E
+	trap 'echo "FAILED: line $LINENO of ${BASH_SOURCE[0]##*/}: $BASH_COMMAND" >&3' ERR
 	# Emulated hosts answer slowly: what is 50 ms on hardware is not there.
 	printf '[limits]\nmax-incoming = 16\nmirror-grace-ms = %s\nsilence-ms = %s\n' "$GRACE_MS" "$SILENCE_MS" >"$work/limits.ini"
 	step "two hosts start"
