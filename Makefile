@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz kill-matrix format install clean
+# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz soak kill-matrix format install clean
 # Variables: V=1 (show commands), B=build (build directory), SAN=address,undefined|thread, WERROR=1, PREFIX, DESTDIR
 
 B ?= build
@@ -93,7 +93,7 @@ $(B)/%.o: %.c VERSION
 -include tests/fuzz/fuzz.mk
 
 ALL_TESTS := $(foreach m,$(MODULES),$(TESTS_$(m)))
-.PHONY: tests unit system interop check model asan tsan valgrind format install clean kill-matrix
+.PHONY: tests unit system interop check model asan tsan valgrind format install clean kill-matrix soak
 tests: $(ALL_TESTS) $(TEST_HELPERS)
 unit: $(ALL_TESTS)
 	$(Q)tests/run-unit $(ALL_TESTS)
@@ -111,6 +111,10 @@ tsan:
 	$(Q)$(MAKE) --no-print-directory B=build-tsan SAN=thread unit
 valgrind: $(ALL_TESTS)
 	$(Q)SNM_NO_IO_URING=1 SNM_MODEL_SEEDS=20 SNM_WRAP="valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite --child-silent-after-fork=yes --suppressions=tests/valgrind.supp" tests/run-unit $(ALL_TESTS)
+# ten moves back and forth of the Linux guest after the first, a hundred of the native one
+soak: all tests
+	MOVES=11 tests/system/linux_moves.sh
+	MOVES=100 tests/system/native_moves.sh
 kill-matrix: all tests
 	$(Q)tests/kill-matrix
 format:

@@ -130,7 +130,7 @@ linux_judge() {
 	local host=$1 image
 	"$repo/tools/lab" net timeout 20 socat -u "TCP:$GUEST_IP:7002" - >"$work/dmesg" || fail "the guest's kernel messages cannot be had"
 	(($(wc -l <"$work/dmesg") > 50)) || fail "the guest's kernel messages are too few"
-	if grep -Ei 'I/O error|lockup|stall|hung|watchdog|went back|backwards|Call Trace|BUG:|EXT4-fs (error|warning)' "$work/dmesg"; then fail "dmesg shows errors"; fi
+	if grep -Ei 'I/O error|lockup|stall|hung|timekeeping watchdog|went back|backwards|Call Trace|BUG:|EXT4-fs (error|warning)' "$work/dmesg"; then fail "dmesg shows errors"; fi
 	on "$host" snvm stop "$VM" --timeout 60
 	[[ $(state_of "$host") == stopped ]] || fail "$VM is $(state_of "$host") after the power button"
 	(($(grep -c 'guest: ready' "$work/console") == 1)) || fail "the guest rebooted, or its console was not seen"
