@@ -10,7 +10,7 @@ SILENCE_MS=${SILENCE_MS:-10000}
 GRACE_MS=${GRACE_MS:-3000}
 WAIT_S=${WAIT_S:-180} # for anything that is sure to come
 work=
-declare -A SEED POINT ACKED0 ACKED1 BAD UUID
+declare -A SEQ SEED POINT ACKED0 ACKED1 BAD UUID
 VMS=() # of the batch under way
 cases=0 failed=0 batch=
 
@@ -204,6 +204,7 @@ bring_to_points() {
 	heartbeats host1 "${VMS[@]}"
 	for vm in "${VMS[@]}"; do
 		ACKED0[$vm]=$(hb_field host1 "$vm" acked) ACKED1[$vm]=$(hb_field host1 "$vm" acked1)
+		SEQ[$vm]=$(hb_field host1 "$vm" seq)
 		[[ -n ${ACKED0[$vm]} && -n ${ACKED1[$vm]} ]] || die "no heartbeat of $vm"
 	done
 	for vm in ${late[@]+"${late[@]}"}; do
@@ -314,8 +315,9 @@ next_move() { # VM
 	if [[ $(state_of $at "$vm") == crashed ]]; then
 		check_records $at "$vm" || return 0
 		on $at snvm start "$vm" || { bad "$vm" "cannot be started at $at"; return 0; }
+		SEQ[$vm]=-1
 	fi
-	wait_beat $at "$vm" || return 0
+	wait_beat $at "$vm" "${SEQ[$vm]}" || return 0
 	local seq
 	seq=$(hb_field $at "$vm" seq)
 	for ((i = 0; i < 15; i++)); do
