@@ -12,6 +12,8 @@
 #include "host/exit.h"
 #include "vmm/state.h"
 
+#define RESUME_WAIT_MS 10000 /* after resolve --run-here wrote the record */
+
 /* --- interruption --- */
 
 /* Threads other than the move's own count themselves while they use the link. */
@@ -356,9 +358,20 @@ int move_source_resolve(struct vm *vm, const char *how, struct error *err)
 	if (!mv->resolve_done) /* the other side's word came first */
 		return strcmp(how, "ask") ? error_set(err, EBUSY, "VM %s has settled meanwhile", vm->def.name)
 					  : 0;
-	if (mv->resolve_result.code)
+	if (mv->resolve_result.code) {
 		error_copy(err, &mv->resolve_result);
-	return mv->resolve_result.code;
+		return mv->resolve_result.code;
+	}
+	/* The record is written; the guest is resumed by the move's thread. Who asked wants to find it
+	 * running. */
+	uint64_t deadline = clock_now_ms() + RESUME_WAIT_MS;
+	while (!strcmp(how, "run-here") && mv->phase != MOVE_ENDED && vm_get_state(vm) == VM_IN_DOUBT &&
+	       clock_now_ms() < deadline) {
+		pthread_mutex_unlock(&mv->lock);
+		clock_sleep_ms(10);
+		pthread_mutex_lock(&mv->lock);
+	}
+	return 0;
 }
 
 void move_source_free(struct vm *vm)
