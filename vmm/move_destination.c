@@ -8,6 +8,7 @@
 
 #include "base/bytes.h"
 #include "base/cleanup.h"
+#include "base/cond.h"
 #include "base/clock.h"
 #include "base/fault.h"
 #include "base/log.h"
@@ -322,11 +323,7 @@ static void arrival_init(struct arrival *a, struct vm *vm, struct jsonl *daemon)
 	a->vm = vm;
 	a->daemon = daemon;
 	pthread_mutex_init(&a->lock, NULL);
-	pthread_condattr_t attr;
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&a->changed, &attr);
-	pthread_condattr_destroy(&attr);
+	cond_init_monotonic(&a->changed);
 	for (unsigned i = 0; i < ARRIVAL_FILES_MAX; i++)
 		a->files[i].fd = -1;
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/cond.h"
 #include "base/clock.h"
 
 #define EVENTS_KEPT 512
@@ -24,11 +25,7 @@ struct move_events *move_events_create(void)
 	if (!ev)
 		return NULL;
 	pthread_mutex_init(&ev->lock, NULL);
-	pthread_condattr_t attr;
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&ev->changed, &attr);
-	pthread_condattr_destroy(&attr);
+	cond_init_monotonic(&ev->changed);
 	return ev;
 }
 

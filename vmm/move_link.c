@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/cond.h"
 #include "base/clock.h"
 #include "base/log.h"
 
@@ -245,11 +246,7 @@ int move_link_start(const struct move_link_options *opt, struct move_link **out,
 	l->opaque = opt->opaque;
 	pthread_mutex_init(&l->lock, NULL);
 	pthread_mutex_init(&l->send_lock, NULL);
-	pthread_condattr_t attr;
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&l->changed, &attr);
-	pthread_condattr_destroy(&attr);
+	cond_init_monotonic(&l->changed);
 	int rc = pthread_create(&l->reader, NULL, read_thread, l);
 	if (!rc) {
 		l->reader_started = true;

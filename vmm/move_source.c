@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include "base/cleanup.h"
+#include "base/cond.h"
 #include "base/clock.h"
 #include "base/fault.h"
 #include "base/log.h"
@@ -230,11 +231,7 @@ int move_source_start(struct vm *vm, const struct move_options *opt, struct erro
 	mv->t_start_ms = clock_now_ms();
 	mv->events = move_events_create();
 	pthread_mutex_init(&mv->lock, NULL);
-	pthread_condattr_t attr;
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&mv->changed, &attr);
-	pthread_condattr_destroy(&attr);
+	cond_init_monotonic(&mv->changed);
 	/* Watchers may still read the former move's events: moves are freed with the process. */
 	pthread_mutex_lock(&vm->lock);
 	mv->former = vm->move;

@@ -60,13 +60,11 @@ struct move {
 	unsigned nmemory;
 	char disk_token[VM_DISKS_MAX][64];
 	char memory_token[MEM_STREAMS_MAX][64];
-	unsigned ntokens;
 
 	/* figures */
-	uint64_t t_start_ms, t_storage_ms, t_memory_ms, t_end_ms; /* when each phase began */
-	uint64_t pause_us, running_us;				  /* clock_now_us at pause and at RUNNING */
+	uint64_t t_start_ms, t_storage_ms, t_memory_ms; /* when each phase began */
+	uint64_t pause_us, running_us;			/* clock_now_us at pause and at RUNNING */
 	uint64_t disk_bytes, wire_bytes;
-	uint64_t storage_wire;
 	struct mem_stats mem;
 	double percent;	 /* what was shown last; never falls */
 	bool negotiated; /* HELLO_OK was received */

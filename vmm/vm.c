@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/cond.h"
 #include "base/log.h"
 #include "host/jsonl.h"
 #include "vmm/move.h"
@@ -21,11 +22,7 @@ int vm_init(struct vm *vm, const struct host_config *cfg)
 	vm->state = VM_STOPPED;
 	pthread_mutex_init(&vm->run_lock, NULL);
 	pthread_mutex_init(&vm->lock, NULL);
-	pthread_condattr_t attr;
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&vm->changed, &attr);
-	pthread_condattr_destroy(&attr);
+	cond_init_monotonic(&vm->changed);
 	return 0;
 }
 
