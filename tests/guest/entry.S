@@ -10,6 +10,7 @@
 #define KERNEL_DS 0x18
 #define USER_DS (0x28 | 3)
 #define USER_CS (0x30 | 3)
+#define USER_RFLAGS 0x3002 /* IOPL 3 */
 #define TSS_SEL 0x40
 #define MSR_EFER 0xc0000080
 #define MSR_FS_BASE 0xc0000100
@@ -76,9 +77,14 @@ entry64:
 	movl $fs_area, %eax
 	xorl %edx, %edx
 	wrmsr
+	/*
+	 * Ports from ring 3 are allowed twice. Where a KVM emulates ring 0, IOPL does not survive the iretq and the TSS's bitmap
+	 * counts. QEMU's emulated AMD-V does not honour the bitmap of a TSS that is marked busy, as every TR is that KVM_SET_SREGS
+	 * has loaded; there IOPL counts.
+	 */
 	pushq $USER_DS
 	pushq $ring3_stack_top
-	pushq $2
+	pushq $USER_RFLAGS
 	pushq $USER_CS
 	pushq $ring3_entry
 	iretq
@@ -117,7 +123,7 @@ fault_common:
 	movl $ring0_stack_top, %esp
 	pushq $USER_DS
 	pushq $fault_stack_top
-	pushq $2
+	pushq $USER_RFLAGS
 	pushq $USER_CS
 	pushq $fault_ring3
 	iretq
