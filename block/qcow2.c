@@ -21,8 +21,10 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/cond.h"
 #include "base/log.h"
 #include "block/child.h"
+#include "block/cluster_order.h"
 #include "block/image.h"
 #include "block/qcow2_header.h"
 #include "block/raw.h"
@@ -35,7 +37,8 @@
 struct qcow2_disk {
 	struct block block; /* first */
 	struct block *nbd;
-	int image_fd; /* holds the lock */
+	struct cluster_order order; /* over nbd, once that is open */
+	int image_fd;		    /* holds the lock */
 	/* PR_SET_PDEATHSIG goes by thread: this one starts the child and stays as long as it. */
 	pthread_t keeper;
 	bool has_keeper;
@@ -173,7 +176,7 @@ static void end_child(struct qcow2_disk *disk, bool in_good_order)
 static int qcow2_submit(struct block *blk, struct block_request *req)
 {
 	struct qcow2_disk *disk = (struct qcow2_disk *)blk;
-	return disk->nbd->ops->submit(disk->nbd, req);
+	return cluster_order_submit(&disk->order, req);
 }
 
 static int qcow2_extents(struct block *blk, uint64_t offset_bytes, uint64_t len_bytes,
@@ -187,9 +190,11 @@ static void qcow2_close(struct block *blk)
 {
 	struct qcow2_disk *disk = (struct qcow2_disk *)blk;
 	bool opened = disk->nbd;
+	cluster_order_drain(&disk->order);
 	block_close(disk->nbd);
 	end_child(disk, opened);
 	close(disk->image_fd);
+	cluster_order_destroy(&disk->order);
 	pthread_mutex_destroy(&disk->lock);
 	pthread_cond_destroy(&disk->changed);
 	free(disk);
@@ -328,12 +333,10 @@ int qcow2_open(const char *path, const struct block_open_options *opt, struct bl
 	disk->direct = direct;
 	disk->read_only = opt->read_only;
 	pthread_mutex_init(&disk->lock, NULL);
-	pthread_condattr_t attr;
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&disk->changed, &attr);
-	pthread_condattr_destroy(&attr);
+	cond_init_monotonic(&disk->changed);
+	cluster_order_init(&disk->order, NULL, head.cluster_bytes);
 	rc = drive(disk, opt, err);
+	disk->order.below = disk->nbd;
 	if (rc == 0 && disk->nbd->size_bytes != head.virtual_bytes)
 		rc = error_set(err, EIO, "qemu-nbd serves %llu bytes instead of %llu",
 			       (unsigned long long)disk->nbd->size_bytes,

@@ -336,7 +336,7 @@ static void start_chunk(struct session *s, uint64_t chunk)
 	job->nextents = job->extent = 0;
 	job->extent_left = 0;
 	job->range = (struct range_entry){
-		.offset_bytes = job->cursor, .len_bytes = job->end - job->cursor, .is_copy = true};
+		.offset_bytes = job->cursor, .len_bytes = job->end - job->cursor, .tag = RANGE_OF_COPY};
 	job->state = COPY_WAITING;
 	if (range_lock_add(&m->ranges, &job->range))
 		copy_granted(job);

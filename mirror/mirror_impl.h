@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Private to the mirror. mirror.c: lifecycle and the filter block; map.c: chunk states; range_lock.c: order
- * of overlapping requests; write.c: guest writes, zeroes and discards; flush.c: flushes; copy.c: the pass;
- * silence.c: failure of a session, and the thread that watches it.
+ * Private to the mirror. mirror.c: lifecycle and the filter block; map.c: chunk states; base/range_lock.c:
+ * order of overlapping requests; write.c: guest writes, zeroes and discards; flush.c: flushes; copy.c: the
+ * pass; silence.c: failure of a session, and the thread that watches it.
  *
  * One mutex a mirror (mirror->lock) guards everything but buffers on their way; it is never held over I/O, an
  * allocation of data, a copy of data, or a callback of somebody else. What becomes possible under the lock is
@@ -23,6 +23,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "base/range_lock.h"
 #include "block/block.h"
 #include "mirror/mirror.h"
 
@@ -43,22 +44,8 @@
 #define MIRROR_SCAN_CHUNKS	 4096u
 #define MIRROR_EXTENTS_PER_QUERY 32
 
-/* --- range lock: mirror->lock held throughout --- */
-struct range_entry {
-	struct range_entry *prev, *next; /* all, in order of arrival */
-	struct range_entry *next_granted;
-	uint64_t offset_bytes, len_bytes;
-	unsigned nwaits; /* earlier entries that overlap */
-	bool is_copy;	 /* of a copy_job, else of a mirror_op */
-};
-struct range_lock {
-	struct range_entry *first, *last;
-};
-/* True: granted at once. Else once range_lock_remove of another entry returns it. */
-bool range_lock_add(struct range_lock *rl, struct range_entry *e);
-/* Returns those that are granted now, linked by next_granted, in order of arrival. */
-struct range_entry *range_lock_remove(struct range_lock *rl, struct range_entry *e);
-bool range_overlaps(const struct range_entry *a, const struct range_entry *b);
+/* Tags of the entries in mirror->ranges. */
+enum { RANGE_OF_OP, RANGE_OF_COPY };
 
 /* --- map: mirror->lock held throughout --- */
 struct chunk_map {

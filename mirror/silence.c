@@ -37,7 +37,7 @@ void session_fail(struct session *s, int code, struct mirror_work *work, const c
 	/* Those that wait for the remote are answered from the local disk; their chunks become unsynced. */
 	for (struct range_entry *e = m->ranges.first, *next; e; e = next) {
 		next = e->next;
-		if (!e->is_copy && op_of(e)->attached)
+		if (e->tag == RANGE_OF_OP && op_of(e)->attached)
 			mirror_op_detach(op_of(e), work);
 	}
 	while (s->flushes)
@@ -64,7 +64,7 @@ void mirror_defer_done(struct mirror *m, struct block_request *req, int result)
 static bool guest_waits(const struct mirror *m, uint64_t *since_ns)
 {
 	for (struct range_entry *e = m->ranges.first; e; e = e->next) {
-		if (e->is_copy)
+		if (e->tag == RANGE_OF_COPY)
 			continue;
 		const struct mirror_op *op = op_of(e);
 		if (!op->started || op->attached) {

@@ -60,7 +60,7 @@ void mirror_granted(struct mirror *m, struct range_entry *granted, struct mirror
 	while (granted) {
 		struct range_entry *e = granted;
 		granted = e->next_granted;
-		if (e->is_copy)
+		if (e->tag == RANGE_OF_COPY)
 			copy_granted(
 				(struct copy_job *)(void *)((char *)e - offsetof(struct copy_job, range)));
 		else

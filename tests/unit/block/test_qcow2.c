@@ -286,6 +286,79 @@ START_TEST(test_server_dies)
 }
 END_TEST
 
+/*
+ * Half a cluster is written while sectors of the other half are zeroed and may be unmapped: QEMU's driver
+ * loses the cluster's place in the file then (block/cluster_order.h), and without the order kept there this
+ * fails.
+ */
+#define CLUSTER UINT64_C(65536)
+#define PAIRS	8 /* clusters, all at a time */
+
+struct waiting {
+	pthread_mutex_t lock;
+	pthread_cond_t cond;
+	unsigned left;
+	int failed;
+};
+
+static void one_done(struct block_request *req, int result)
+{
+	struct waiting *w = req->opaque;
+	pthread_mutex_lock(&w->lock);
+	w->failed = w->failed ? w->failed : result;
+	if (--w->left == 0)
+		pthread_cond_signal(&w->cond);
+	pthread_mutex_unlock(&w->lock);
+}
+
+START_TEST(test_zeroing_and_writing_share_a_cluster)
+{
+	static unsigned char data[CLUSTER / 2];
+	struct waiting w = {.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
+	create("i", &shapes[0]);
+	struct block *blk = open_disk("i", _i);
+	rig_fill(blk, 0xee, PAIRS * CLUSTER, 0);
+	memset(data, 0x11, sizeof data);
+	for (unsigned round = 0; round < 40; round++) {
+		/* zero, with its place kept */
+		ck_assert_int_eq(block_zero(blk, 0, PAIRS * CLUSTER, 0), 0);
+		struct block_request reqs[2 * PAIRS];
+		struct iovec iov[PAIRS];
+		w.left = 2 * PAIRS;
+		for (unsigned i = 0; i < 2 * PAIRS; i++) {
+			bool write = (i ^ round) & 1;
+			iov[i / 2] = (struct iovec){.iov_base = data, .iov_len = sizeof data};
+			reqs[i] = (struct block_request){.op = write ? BLOCK_WRITE : BLOCK_WRITE_ZEROES,
+							 .flags = write ? 0 : BLOCK_REQ_MAY_UNMAP,
+							 .offset_bytes =
+								 i / 2 * CLUSTER + (write ? 0 : CLUSTER / 2),
+							 .len_bytes = write ? sizeof data : 4096,
+							 .iov = &iov[i / 2],
+							 .niov = write,
+							 .done = one_done,
+							 .opaque = &w};
+			ck_assert_int_eq(block_submit(blk, &reqs[i]), 0);
+		}
+		pthread_mutex_lock(&w.lock);
+		while (w.left)
+			pthread_cond_wait(&w.cond, &w.lock);
+		pthread_mutex_unlock(&w.lock);
+		ck_assert_int_eq(w.failed, 0);
+		/* whoever gets a lost place writes into it */
+		rig_fill(blk, 0x22, PAIRS * CLUSTER, (1 + round % 4) * MiB);
+		for (unsigned i = 0; i < PAIRS; i++) {
+			rig_expect(blk, 0x11, CLUSTER / 2, i * CLUSTER);
+			rig_expect(blk, 0, CLUSTER / 2, i * CLUSTER + CLUSTER / 2);
+		}
+		ck_assert_int_eq(block_discard(blk, (1 + round % 4) * MiB, PAIRS * CLUSTER), 0);
+	}
+	block_close(blk);
+	char command[200];
+	snprintf(command, sizeof command, "qemu-img check -q -f qcow2 %s >&2", rig_path("i"));
+	ck_assert_int_eq(system(command), 0);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("qcow2");
@@ -300,6 +373,7 @@ int main(void)
 	tcase_add_test(t, test_foreign_references_are_refused);
 	tcase_add_test(t, test_tool_missing);
 	tcase_add_test(t, test_server_dies);
+	tcase_add_loop_test(t, test_zeroing_and_writing_share_a_cluster, 0, 2);
 	suite_add_tcase(s, t);
 	return rig_main(s);
 }

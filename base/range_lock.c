@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "mirror/mirror_impl.h"
+#include "base/range_lock.h"
+
+#include <stddef.h>
 
 /*
- * A list in order of arrival: an entry waits for the earlier ones that overlap it, granted or not, so nobody
- * starves. It is as long as what the guest has in flight and the copies, some hundred at most.
+ * A list in order of arrival: an entry waits for the earlier ones that conflict with it, granted or not, so
+ * nobody starves. It is as long as what the guest has in flight and the copies, some hundred at most.
  */
-bool range_overlaps(const struct range_entry *a, const struct range_entry *b)
+static bool conflict(const struct range_entry *a, const struct range_entry *b)
 {
-	return a->offset_bytes < b->offset_bytes + b->len_bytes &&
+	return !(a->shared && b->shared) && a->offset_bytes < b->offset_bytes + b->len_bytes &&
 	       b->offset_bytes < a->offset_bytes + a->len_bytes;
 }
 
@@ -15,7 +17,7 @@ bool range_lock_add(struct range_lock *rl, struct range_entry *e)
 {
 	e->nwaits = 0;
 	for (const struct range_entry *o = rl->first; o; o = o->next)
-		e->nwaits += range_overlaps(o, e);
+		e->nwaits += conflict(o, e);
 	e->next = NULL;
 	e->prev = rl->last;
 	if (rl->last)
@@ -30,7 +32,7 @@ struct range_entry *range_lock_remove(struct range_lock *rl, struct range_entry 
 {
 	struct range_entry *granted = NULL, **tail = &granted;
 	for (struct range_entry *o = e->next; o; o = o->next)
-		if (o->nwaits && range_overlaps(o, e) && --o->nwaits == 0) {
+		if (o->nwaits && conflict(o, e) && --o->nwaits == 0) {
 			o->next_granted = NULL;
 			*tail = o;
 			tail = &o->next_granted;
