@@ -20,6 +20,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/cond.h"
 #include "base/log.h"
 #include "host/fsutil.h"
 #include "host/spawn.h"
@@ -251,11 +252,7 @@ int daemon_run(const struct host_config *cfg, struct error *err)
 		return error_errno(err, ENOMEM, "snmigrated");
 	d->cfg = cfg;
 	pthread_mutex_init(&d->lock, NULL);
-	pthread_condattr_t attr;
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&d->changed, &attr);
-	pthread_condattr_destroy(&attr);
+	cond_init_monotonic(&d->changed);
 
 	sigset_t set;
 	sigemptyset(&set);

@@ -6,6 +6,7 @@
 
 #include "base/bitmap.h"
 #include "base/clock.h"
+#include "base/cond.h"
 #include "base/log.h"
 #include "memxfer/holes.h"
 #include "memxfer/sender_impl.h"
@@ -36,7 +37,6 @@ static bool valid(const struct mem_sender_options *o, struct error *err)
 int mem_sender_create(const struct mem_sender_options *opt, struct mem_sender **out, struct error *err)
 {
 	struct mem_sender *s;
-	pthread_condattr_t attr;
 	int ret = 0;
 
 	*out = NULL;
@@ -49,11 +49,8 @@ int mem_sender_create(const struct mem_sender_options *opt, struct mem_sender **
 	memcpy(s->streams, opt->streams, opt->nstreams * sizeof *opt->streams);
 	s->opt.streams = s->streams;
 	pthread_mutex_init(&s->lock, NULL);
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&s->work, &attr);
-	pthread_cond_init(&s->changed, &attr);
-	pthread_condattr_destroy(&attr);
+	cond_init_monotonic(&s->work);
+	cond_init_monotonic(&s->changed);
 	for (unsigned i = 0; i < opt->nstreams; i++)
 		s->sent_before += conn_bytes_sent(opt->streams[i]);
 	s->dirty = bitmap_alloc(opt->space.npages);

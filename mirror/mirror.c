@@ -7,6 +7,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/cond.h"
 #include "base/log.h"
 #include "mirror/mirror_impl.h"
 
@@ -63,12 +64,8 @@ int mirror_create(struct block *local, struct mirror **out, struct block **top, 
 	lim->max_transfer_bytes -= lim->max_transfer_bytes % lim->request_alignment;
 	pthread_mutex_init(&m->control, NULL);
 	pthread_mutex_init(&m->lock, NULL);
-	pthread_condattr_t attr;
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&m->changed, &attr);
-	pthread_cond_init(&m->worker_wake, &attr);
-	pthread_condattr_destroy(&attr);
+	cond_init_monotonic(&m->changed);
+	cond_init_monotonic(&m->worker_wake);
 	m->bounce_wait_tail = &m->bounce_wait;
 	m->deferred_tail = &m->deferred;
 	m->stats.total_bytes = m->top.size_bytes;

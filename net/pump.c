@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "base/cleanup.h"
+#include "base/cond.h"
 #include "base/log.h"
 #include "net/conn_impl.h"
 
@@ -117,7 +118,6 @@ static void *pump_out(void *arg)
 int conn_pump_start(struct conn *conn, int *fd_out, struct error *err)
 {
 	struct pump *p = calloc(1, sizeof *p);
-	pthread_condattr_t attr;
 	int pair[2] = {-1, -1}, size = PUMP_SOCKET_BYTES, e;
 	pthread_t out_thread;
 
@@ -139,10 +139,7 @@ int conn_pump_start(struct conn *conn, int *fd_out, struct error *err)
 	p->conn = conn;
 	p->fd = pair[0];
 	pthread_mutex_init(&p->lock, NULL);
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&p->changed, &attr);
-	pthread_condattr_destroy(&attr);
+	cond_init_monotonic(&p->changed);
 	e = pthread_create(&p->in_thread, NULL, pump_in, p);
 	if (e)
 		goto fail;

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/cond.h"
 #include "base/log.h"
 
 #define RING_BYTES  65536u
@@ -258,11 +259,7 @@ int console_create(const char *spec, const char *run_dir, const struct console_i
 	c->dir_fd = c->listen_fd = c->out_fd = c->in_fd = c->client = -1;
 	c->paused = true;
 	pthread_mutex_init(&c->lock, NULL);
-	pthread_condattr_t attr;
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&c->idle, &attr);
-	pthread_condattr_destroy(&attr);
+	cond_init_monotonic(&c->idle);
 	c->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	int ret = c->wake_fd < 0 ? error_errno(err, errno, "console: eventfd")
 				 : open_backend(c, spec, run_dir, err);

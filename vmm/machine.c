@@ -20,6 +20,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/cond.h"
 #include "base/log.h"
 #include "vmm/machine_internal.h"
 #include "vmm/virtio.h"
@@ -559,11 +560,7 @@ int machine_create(const struct machine_config *cfg, struct machine **out, struc
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_cond_init(&m->cond, NULL);
 	pthread_mutex_init(&m->announce_lock, NULL);
-	pthread_condattr_t attr;
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&m->announce_cond, &attr);
-	pthread_condattr_destroy(&attr);
+	cond_init_monotonic(&m->announce_cond);
 	ret = create(m, err);
 	if (ret) {
 		machine_destroy(m);

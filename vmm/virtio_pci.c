@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "base/cleanup.h"
+#include "base/cond.h"
 #include "base/log.h"
 #include "vmm/virtio_pci_internal.h"
 
@@ -382,7 +383,6 @@ int virtio_pci_create(struct machine *m, uint8_t slot, const char *section, cons
 		      struct error *err)
 {
 	struct virtio_pci *v = calloc(1, sizeof *v);
-	pthread_condattr_t attr;
 	int rc;
 
 	*out = NULL;
@@ -399,10 +399,7 @@ int virtio_pci_create(struct machine *m, uint8_t slot, const char *section, cons
 	snprintf(v->label, sizeof v->label, "%s", label);
 	pthread_mutex_init(&v->lock, NULL);
 	pthread_mutex_init(&v->ioevent_lock, NULL);
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&v->idle, &attr);
-	pthread_condattr_destroy(&attr);
+	cond_init_monotonic(&v->idle);
 	for (unsigned i = 0; i < VIRTIO_PCI_QUEUES_MAX; i++)
 		v->kick_fd[i] = -1;
 	for (unsigned i = 0; i < ops->nqueues; i++)

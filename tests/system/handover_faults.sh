@@ -41,14 +41,6 @@ exits() { # EXIT...
 	for e in "$@"; do [ $rc = "$e" ] && return 0; done
 	fail "$name: exit $rc, not $*: $(last) $(cat "$T/move.err")"
 }
-pids_in() { # HOST COMM [ARGUMENT]
-	local p
-	for p in $(ip netns pids "$NS$1" 2>/dev/null); do
-		[ "$(cat "/proc/$p/comm" 2>/dev/null)" = "$2" ] || continue
-		[ -z "${3:-}" ] || tr '\0' ' ' <"/proc/$p/cmdline" 2>/dev/null | grep -q -- "$3" || continue
-		echo "$p"
-	done
-}
 kill_snvmm() { local h p; for h in "$@"; do for p in $(pids_in "$h" snvmm); do kill -KILL "$p" 2>/dev/null || true; done; done; }
 never_two() {
 	[ "$(vm_state a $vm)" != running ] || [ "$(vm_state b $vm)" != running ] || fail "$name: TWO RUNNING COPIES"

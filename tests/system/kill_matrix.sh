@@ -26,14 +26,6 @@ expected() { # POINT VICTIM
 	link-*) echo "running@a:4" ;;
 	esac
 }
-pids_in() { # HOST COMM [ARGUMENT]
-	local p
-	for p in $(ip netns pids "$NS$1" 2>/dev/null); do
-		[ "$(cat "/proc/$p/comm" 2>/dev/null)" = "$2" ] || continue
-		[ -z "${3:-}" ] || tr '\0' ' ' <"/proc/$p/cmdline" | grep -q -- "$3" || continue
-		echo "$p"
-	done
-}
 snvmm_pid() { snvm "$1" info "$2" --json | jq -r .pid; }
 strike() { # VICTIM
 	case $1 in

@@ -138,6 +138,14 @@ wait_state() { # HOST VM STATE [SECONDS]
 	done
 	fail "$2 at host$1 is $(vm_state "$1" "$2"), not $3"
 }
+pids_in() { # HOST COMM [ARGUMENT]: processes of that host
+	local p
+	for p in $(ip netns pids "$NS$1" 2>/dev/null); do
+		[ "$(cat "/proc/$p/comm" 2>/dev/null)" = "$2" ] || continue
+		[ -z "${3:-}" ] || tr '\0' ' ' <"/proc/$p/cmdline" 2>/dev/null | grep -q -- "$3" || continue
+		echo "$p"
+	done
+}
 vm_dir() { echo "$T/$1/state/vms/$2"; }
 # What the serial console has kept (its last 64 KiB).
 console() { timeout 2 socat -u -T 0.3 "UNIX-CONNECT:$(vm_dir "$1" "$2")/console.sock" - 2>/dev/null | tr -d '\r' || true; }

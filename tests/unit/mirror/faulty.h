@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/cond.h"
 #include "block/block.h"
 
 enum silence {
@@ -300,11 +301,7 @@ static inline struct faulty *faulty_create(struct block *inner, const char *labe
 	f->error_op = -1;
 	f->count_overlaps = true;
 	pthread_mutex_init(&f->lock, NULL);
-	pthread_condattr_t attr;
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&f->wake, &attr);
-	pthread_condattr_destroy(&attr);
+	cond_init_monotonic(&f->wake);
 	ck_assert_int_eq(pthread_create(&f->thread, NULL, faulty_main, f), 0);
 	return f;
 }
