@@ -255,19 +255,35 @@ int command_move(struct command_context *c, struct error *err)
 	return 0;
 }
 
-int command_cancel(struct command_context *c, struct error *err)
+/* Passed on (the request is taken over) to the VM's snvmm, which answers. */
+static int pass_on(struct command_context *c, json_t *request, struct error *err)
 {
 	const char *name = json_string_value(json_object_get(c->request, "vm"));
 	struct vm_ref vm;
 	int status = EXIT_FAILED;
-	if (!name || vm_find(c->daemon, name, &vm, err) < 0)
+	if (!name || vm_find(c->daemon, name, &vm, err) < 0) {
+		json_decref(request);
 		return EXIT_REFUSED;
-	if (!keeper_is_live(vm.keeper))
+	}
+	if (!keeper_is_live(vm.keeper)) {
+		json_decref(request);
 		return error_set(err, ESRCH, "VM %s is not being moved", vm.rec.name), EXIT_REFUSED;
-	if (vm_call(&vm, json_pack("{s:s}", "cmd", "cancel"), NULL, &status, err) < 0)
+	}
+	if (vm_call(&vm, request, NULL, &status, err) < 0)
 		return status ? status : EXIT_FAILED;
 	reply_ok(c->client, NULL);
 	return 0;
+}
+
+int command_cancel(struct command_context *c, struct error *err)
+{
+	return pass_on(c, json_pack("{s:s}", "cmd", "cancel"), err);
+}
+
+int command_tune(struct command_context *c, struct error *err)
+{
+	json_t *bandwidth = json_object_get(c->request, "bandwidth_bytes_per_s");
+	return pass_on(c, json_pack("{s:s, s:O?}", "cmd", "tune", "bandwidth_bytes_per_s", bandwidth), err);
 }
 
 /* A finished move by the VM's name, after its record is gone: the newest result that names it. */
@@ -410,7 +426,8 @@ static int give_up_dead(struct daemon *d, struct vm_ref *vm, struct record *r, s
 	struct vm_record to = vm->rec;
 	switch (handover_give_up(&vm->rec, &self, err)) {
 	case HANDOVER_ACT_ABANDON:
-		/* A copy that was the VM is kept aside, never deleted, although its folder has not got its place. */
+		/* A copy that was the VM is kept aside, never deleted, although its folder has not got its
+		 * place. */
 		if (vm->rec.state == HANDOVER_OWNER_UNCONFIRMED &&
 		    !strncmp(vm->rec.folder, "incoming/", strlen("incoming/"))) {
 			rc = registry_publish(d->cfg, vm->rec.folder, vm->rec.name, err);
@@ -479,8 +496,7 @@ static int resolve_dead(struct command_context *c, struct vm_ref *vm, const char
 		rc = record_open(d->cfg->state_dir, vm->rec.uuid, &r, err);
 	if (!rc)
 		rc = record_lock(r, 2000, err);
-	if (!rc && here && answers && record_load(r, &vm->rec, NULL) == 0 &&
-	    vm->rec.state != HANDOVER_OWNER)
+	if (!rc && here && answers && record_load(r, &vm->rec, NULL) == 0 && vm->rec.state != HANDOVER_OWNER)
 		rc = error_set(err, EPERM,
 			       "VM %s: host %s answers, so it has power; see snmigrate resolve %s on both",
 			       vm->rec.name, vm->rec.peer, vm->rec.name);

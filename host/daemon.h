@@ -31,7 +31,7 @@ int daemon_run(const struct host_config *cfg, struct error *err);
 #define DAEMON_PREAMBLES_MAX	64
 #define DAEMON_CLIENTS_MAX	256
 #define DAEMON_GROUP_TIMEOUT_MS 10000
-#define DAEMON_ORDERLY_END_MS	  5000 /* what a killed snvmm left behind ends by itself */
+#define DAEMON_ORDERLY_END_MS	5000 /* what a killed snvmm left behind ends by itself */
 #define DAEMON_CALL_TIMEOUT_MS	10000
 #define DAEMON_START_TIMEOUT_MS 60000
 #define DAEMON_SETTLE_TIMEOUT_MS                                                                             \
@@ -125,6 +125,7 @@ struct command_context {
 /* Each answers the client itself; returns 0, or an exit status with err for the caller to send. */
 int command_move(struct command_context *c, struct error *err);
 int command_cancel(struct command_context *c, struct error *err);
+int command_tune(struct command_context *c, struct error *err);
 int command_watch(struct command_context *c, struct error *err);
 int command_resolve(struct command_context *c, struct error *err);
 

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "base/rate_limit.h"
 #include "net/conn.h"
 
 #define MEM_PAGE_BYTES	 4096u
@@ -52,6 +53,8 @@ struct mem_sender_options {
 	unsigned max_time_ms; /* likewise; looked at between rounds, as a broken-off round would be paid with
 			       * downtime */
 	unsigned timeout_ms;  /* silence on a stream that ends the migration */
+	struct rate_limit
+		*bandwidth; /* NULL: none. Of the rounds, not of the last one, for which the guest waits */
 	uint64_t epoch;
 };
 
@@ -68,8 +71,8 @@ struct mem_stats { /* snapshot; any thread */
 struct mem_sender;
 int mem_sender_create(const struct mem_sender_options *opt, struct mem_sender **out, struct error *err);
 /* Runs pre-copy rounds until what remains fits the downtime target at the measured rate, or a limit is hit;
- * *limit_hit tells. Returns -ECANCELED after mem_sender_cancel. Tracking stays on. Blocking. May be called again
- * when the pause that followed came to nothing. */
+ * *limit_hit tells. Returns -ECANCELED after mem_sender_cancel. Tracking stays on. Blocking. May be called
+ * again when the pause that followed came to nothing. */
 int mem_sender_precopy(struct mem_sender *s, bool *limit_hit, struct error *err);
 /* Guest paused, devices drained, state saved: sends what is dirty, spread over all streams, ends each stream
  * with a barrier frame that carries page counts, and waits until the receiver acknowledged every stream (one
@@ -88,8 +91,8 @@ struct mem_receiver_options {
 };
 struct mem_receiver;
 /*
- * Starts a thread a stream. Never writes outside space, whatever arrives. The space must read as zeroes at the
- * start (faulted in or not): a zero page or hole that arrives for a page never written is a no-op.
+ * Starts a thread a stream. Never writes outside space, whatever arrives. The space must read as zeroes at
+ * the start (faulted in or not): a zero page or hole that arrives for a page never written is a no-op.
  */
 int mem_receiver_start(const struct mem_receiver_options *opt, struct mem_receiver **out, struct error *err);
 /* Waits until every stream has seen its barrier (0) or failed. */

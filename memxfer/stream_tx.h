@@ -21,6 +21,7 @@ struct mem_tx {
 	struct mem_tx_counters *counters;
 	const atomic_bool *stop;
 	unsigned index, timeout_ms;
+	struct rate_limit *bandwidth;
 	int zstd_level;
 	uint64_t epoch, sequence;
 	uint32_t round;

@@ -15,11 +15,13 @@
 #include "base/bitmap.h"
 #include "base/bytes.h"
 #include "base/clock.h"
+#include "base/cond.h"
 #include "base/fault.h"
 #include "base/log.h"
 #include "mirror/mirror_impl.h"
 
-#define SCAN_QUERIES 16 /* of MIRROR_EXTENTS_PER_QUERY extents, then the rest is left to the jobs */
+#define BANDWIDTH_LOOK_NS UINT64_C(100000000) /* so often a changed bandwidth is seen */
+#define SCAN_QUERIES	  16 /* of MIRROR_EXTENTS_PER_QUERY extents, then the rest is left to the jobs */
 
 static void queue_push(struct copy_queue *q, struct copy_job *job)
 {
@@ -312,6 +314,7 @@ static void send_next(struct session *s)
 	struct copy_job *job = queue_pop(&s->queued);
 	job->state = COPY_SENT;
 	s->writing++;
+	rate_limit_take(s->bandwidth, remote_piece_wire_bytes(&job->piece));
 	chunk_map_touch(s->m->map, job->range.offset_bytes, job->range.len_bytes);
 	s->copied_since = true;
 	remote_piece_register(s, &job->piece);
@@ -425,17 +428,30 @@ static void announce(struct session *s)
 	pthread_cond_broadcast(&s->m->changed);
 }
 
+static void wait_for_work(struct session *s, uint64_t bandwidth_ns)
+{
+	if (!bandwidth_ns) {
+		pthread_cond_wait(&s->copy_wake, &s->m->lock);
+		return;
+	}
+	uint64_t at = clock_now_ns() + (bandwidth_ns < BANDWIDTH_LOOK_NS ? bandwidth_ns : BANDWIDTH_LOOK_NS);
+	struct timespec until = {.tv_sec = (time_t)(at / 1000000000u), .tv_nsec = (long)(at % 1000000000u)};
+	pthread_cond_timedwait(&s->copy_wake, &s->m->lock, &until);
+}
+
 static void run_pass(struct session *s)
 {
 	struct mirror *m = s->m;
 	while (!quit(s)) {
+		uint64_t wait_ns = 0;
 		struct copy_job *job = queue_pop(&s->events);
 		if (job) {
 			enum copy_state state = job->state;
 			pthread_mutex_unlock(&m->lock);
 			step(job, state);
 			pthread_mutex_lock(&m->lock);
-		} else if (s->queued.first && s->writing < s->limit) {
+		} else if (s->queued.first && s->writing < s->limit &&
+			   !(wait_ns = rate_limit_wait_ns(s->bandwidth))) {
 			send_next(s);
 		} else if (!begin_chunk(s)) {
 			bool finished = chunk_map_all_synced(m->map) && !s->active;
@@ -447,7 +463,7 @@ static void run_pass(struct session *s)
 			}
 			if (finished)
 				announce(s);
-			pthread_cond_wait(&s->copy_wake, &m->lock);
+			wait_for_work(s, wait_ns);
 		}
 	}
 }
@@ -479,7 +495,7 @@ int copy_create(struct session *s, unsigned requests, struct error *err)
 	s->events.tail = &s->events.first;
 	s->queued.tail = &s->queued.first;
 	s->limit = 1;
-	pthread_cond_init(&s->copy_wake, NULL);
+	cond_init_monotonic(&s->copy_wake);
 	s->jobs = calloc(requests, sizeof *s->jobs);
 	if (!s->jobs)
 		return error_errno(err, ENOMEM, "%s: mirror", s->m->top.label);

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "base/rate_limit.h"
 #include "block/block.h"
 
 /*
@@ -35,6 +36,9 @@ struct mirror_options {
 	 * waits, the remote's own timeouts rule.
 	 */
 	unsigned write_grace_ms;
+	/* NULL: none. The copy keeps to it; a guest's writes count, but are not held back. The caller's, and
+	 * longer there than the session. */
+	struct rate_limit *bandwidth;
 	/* Called once a session from a thread of the mirror when the remote failed or went silent, before
 	 * mirror_stop returns; the guest runs on locally. Must not call mirror_start or mirror_stop. */
 	void (*failed)(void *opaque, const struct error *err);

@@ -89,6 +89,8 @@ struct remote_piece {
 };
 /* mirror->lock held. Call before block_submit to the remote. */
 void remote_piece_register(struct session *s, struct remote_piece *piece);
+/* What it costs of the link. */
+uint64_t remote_piece_wire_bytes(const struct remote_piece *piece);
 /* No lock held. Hands a registered piece to the remote, or its error to the mirror's thread. */
 void remote_piece_send(struct remote_piece *piece);
 
@@ -168,6 +170,7 @@ struct session {
 	struct block *remote;
 	uint64_t grace_ns;
 	bool remote_is_zero;
+	struct rate_limit *bandwidth;
 	void (*failed_cb)(void *opaque, const struct error *err);
 	void *opaque;
 	atomic_bool dead; /* failed, for those without the lock */

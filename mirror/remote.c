@@ -4,6 +4,8 @@
 #include "base/clock.h"
 #include "mirror/mirror_impl.h"
 
+#define NBD_REQUEST_BYTES 28
+
 static void piece_done(struct block_request *req, int result)
 {
 	struct remote_piece *piece = req->opaque;
@@ -27,6 +29,11 @@ static void piece_done(struct block_request *req, int result)
 		pthread_cond_broadcast(&m->changed);
 	pthread_mutex_unlock(&m->lock);
 	mirror_work_run(m, &work);
+}
+
+uint64_t remote_piece_wire_bytes(const struct remote_piece *piece)
+{
+	return NBD_REQUEST_BYTES + (piece->req.op == BLOCK_WRITE ? piece->req.len_bytes : 0);
 }
 
 void remote_piece_register(struct session *s, struct remote_piece *piece)

@@ -304,6 +304,7 @@ static struct session *op_attach(struct mirror_op *op, bool have_bounce)
 			struct remote_piece *piece = &op->pieces[i];
 			chunk_map_touch(m->map, piece->req.offset_bytes, piece->req.len_bytes);
 			remote_piece_register(s, piece);
+			rate_limit_take_urgent(s->bandwidth, remote_piece_wire_bytes(piece));
 		}
 		op->pending_remote = op->npieces;
 		op->refs += op->npieces;

@@ -15,11 +15,8 @@
 static const struct {
 	const char *name;
 	int (*run)(struct snmigrate *s, int argc, char **argv);
-} subcommands[] = {{"move", snmigrate_move},
-		   {"watch", snmigrate_watch},
-		   {"cancel", snmigrate_cancel},
-		   {"resolve", snmigrate_resolve},
-		   {"pki", snmigrate_pki}};
+} subcommands[] = {{"move", snmigrate_move},	 {"watch", snmigrate_watch},	 {"tune", snmigrate_tune},
+		   {"cancel", snmigrate_cancel}, {"resolve", snmigrate_resolve}, {"pki", snmigrate_pki}};
 
 static void usage(FILE *out)
 {
@@ -27,11 +24,13 @@ static void usage(FILE *out)
 	      "       snmigrate move VM HOST [OPTION...]     move a running VM to another host\n"
 	      "         --with-storage      its disks as well (needed for a VM with local disks)\n"
 	      "         --max-downtime MS   the longest stop of the guest to aim at (50)\n"
+	      "         --bandwidth RATE    at most so many bytes a second, such as 200M or 1G (no limit)\n"
 	      "         --keep-source       keep the source's files, under a name that nothing can start\n"
 	      "         --suspend           leave the guest paused at the destination\n"
 	      "         --no-tls            memory and disks unencrypted; both hosts must allow it\n"
 	      "         --json              one JSON object a line, the last one with \"result\"\n"
 	      "       snmigrate watch VM [--json]            follow a move under way\n"
+	      "       snmigrate tune VM --bandwidth RATE     change the limit of a move under way; 0: none\n"
 	      "       snmigrate cancel VM                    end it; the VM stays where it is\n"
 	      "       snmigrate resolve VM [--run-here [--yes-the-other-host-is-off] | --give-up]\n"
 	      "                                              settle a VM that is in doubt\n"
@@ -83,7 +82,10 @@ int main(int argc, char **argv)
 			return 0;
 		}
 		/* options that take an argument of their own */
-		at += !strcmp(argv[at], "--control") || !strcmp(argv[at], "--max-downtime") ? 2 : 1;
+		at += !strcmp(argv[at], "--control") || !strcmp(argv[at], "--max-downtime") ||
+				      !strcmp(argv[at], "--bandwidth")
+			      ? 2
+			      : 1;
 	}
 	if (argc == 1) {
 		usage(stderr);

@@ -144,6 +144,8 @@ static void do_request(struct client *c, json_t *q)
 		rc = error_set(&err, ENOENT, "VM %s was not moved since its VMM started", vm->def.name);
 	} else if (!strcmp(cmd, "cancel")) {
 		rc = move_source_cancel(vm, &err);
+	} else if (!strcmp(cmd, "tune")) {
+		rc = move_source_tune(vm, q, &err);
 	} else if (!strcmp(cmd, "ask")) {
 		json_t *o = move_answer(vm, q, &err);
 		rc = o ? 0 : err.code ? err.code : -EIO;

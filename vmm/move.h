@@ -17,17 +17,21 @@
 #define MOVE_PROTOCOL_MIN 1
 #define MOVE_PROTOCOL_MAX 1
 
+/* Slower than this, memory frames would be taken for silence. */
+#define MOVE_BANDWIDTH_MIN (UINT64_C(1) << 20)
+
 struct vm;
 
 struct move_options {
 	char address[128]; /* of the destination's daemon */
 	char peer[HOST_NAME_MAX_CHARS + 1];
 	uint64_t epoch;
-	unsigned max_downtime_ms; /* 0 = default 50 */
-	unsigned streams;	  /* 0 = by the number of processors */
-	unsigned max_rounds;	  /* 0 = default 30 */
-	unsigned max_time_ms;	  /* of pre-copy; 0 = none */
-	int zstd_level;		  /* default 1; 0 = off */
+	unsigned max_downtime_ms;	/* 0 = default 50 */
+	unsigned streams;		/* 0 = by the number of processors */
+	unsigned max_rounds;		/* 0 = default 30 */
+	unsigned max_time_ms;		/* of pre-copy; 0 = none */
+	int zstd_level;			/* default 1; 0 = off */
+	uint64_t bandwidth_bytes_per_s; /* 0 = unlimited */
 	bool keep_source;
 	bool suspend; /* the guest stays paused at the destination */
 	bool no_tls;  /* data channels only */
@@ -44,6 +48,8 @@ int move_source_start(struct vm *vm, const struct move_options *opt, struct erro
 struct move_events *move_source_events(struct vm *vm);
 /* -EBUSY after COMMIT, -ENOENT when there is none. Returns at once; the move ends as "cancelled". */
 int move_source_cancel(struct vm *vm, struct error *err);
+/* {"cmd":"tune"}: changes what the request names of the move under way; -ENOENT when there is none. */
+int move_source_tune(struct vm *vm, json_t *request, struct error *err);
 /* The guest powered off or crashed: ends a move before COMMIT. Waits for its end. */
 void move_source_guest_gone(struct vm *vm, const char *what);
 /* From the pause of the guest on until the outcome is known. */

@@ -128,6 +128,7 @@ static int open_memory(struct move *mv, struct error *err)
 		.max_rounds = mv->opt.max_rounds,
 		.max_time_ms = mv->opt.max_time_ms,
 		.timeout_ms = vm->cfg->silence_ms,
+		.bandwidth = &mv->bandwidth,
 		.epoch = mv->opt.epoch,
 	};
 	struct mem_sender *s;
@@ -232,6 +233,7 @@ int move_source_start(struct vm *vm, const struct move_options *opt, struct erro
 	mv->events = move_events_create();
 	pthread_mutex_init(&mv->lock, NULL);
 	cond_init_monotonic(&mv->changed);
+	rate_limit_init(&mv->bandwidth, opt->bandwidth_bytes_per_s);
 	/* Watchers may still read the former move's events: moves are freed with the process. */
 	pthread_mutex_lock(&vm->lock);
 	mv->former = vm->move;
@@ -320,6 +322,20 @@ int move_source_cancel(struct vm *vm, struct error *err)
 	return 0;
 }
 
+int move_source_tune(struct vm *vm, json_t *request, struct error *err)
+{
+	struct move *mv = current(vm);
+	if (!mv || !move_is_running(vm))
+		return error_set(err, ENOENT, "VM %s is not being moved", vm->def.name);
+	uint64_t bandwidth = rate_limit_get(&mv->bandwidth);
+	int rc = source_parse_bandwidth(request, &bandwidth, err);
+	if (rc)
+		return rc;
+	rate_limit_set(&mv->bandwidth, bandwidth);
+	log_info("move to %s: bandwidth %llu bytes a second", mv->opt.peer, (unsigned long long)bandwidth);
+	return 0;
+}
+
 void move_source_guest_gone(struct vm *vm, const char *what)
 {
 	struct move *mv = current(vm);
@@ -386,6 +402,7 @@ void move_source_free(struct vm *vm)
 		move_events_free(mv->events);
 		pthread_cond_destroy(&mv->changed);
 		pthread_mutex_destroy(&mv->lock);
+		rate_limit_destroy(&mv->bandwidth);
 		free(mv);
 		mv = former;
 	}

@@ -50,8 +50,9 @@ struct move {
 	char resolve[16];    /* asked for by a person */
 	struct error resolve_result;
 	bool resolve_done;
-	struct mem_sender *sender; /* under lock while it may be cancelled from outside */
-	bool mirrors_on;	   /* mirrors may be cancelled */
+	struct rate_limit bandwidth; /* of all disks and the memory */
+	struct mem_sender *sender;   /* under lock while it may be cancelled from outside */
+	bool mirrors_on;	     /* mirrors may be cancelled */
 
 	struct tls_context *tls;
 	struct move_link *link;
@@ -87,6 +88,9 @@ struct outcome {
 	const char *result;
 	int exit_status;
 };
+
+/* "bandwidth_bytes_per_s" of o, which must be an integer if it is there; *out stays as it is without it. */
+int source_parse_bandwidth(json_t *o, uint64_t *out, struct error *err);
 
 /* move_source_hello.c: connects, proves, says hello, sends the files. */
 int source_hello(struct move *mv, struct error *err);

@@ -30,6 +30,20 @@ static int get_uint(json_t *o, const char *key, unsigned max, unsigned *out, str
 	return 0;
 }
 
+int source_parse_bandwidth(json_t *o, uint64_t *out, struct error *err)
+{
+	json_t *v = json_object_get(o, "bandwidth_bytes_per_s");
+	if (!v || json_is_null(v))
+		return 0;
+	json_int_t n = json_integer_value(v);
+	if (!json_is_integer(v) || n < 0 || (n && (uint64_t)n < MOVE_BANDWIDTH_MIN))
+		return error_set(err, EINVAL,
+				 "bandwidth: at least %llu bytes a second, or 0 for no limit, are needed",
+				 (unsigned long long)MOVE_BANDWIDTH_MIN);
+	*out = (uint64_t)n;
+	return 0;
+}
+
 int move_options_parse(json_t *request, struct move_options *opt, struct error *err)
 {
 	memset(opt, 0, sizeof *opt);
@@ -56,6 +70,8 @@ int move_options_parse(json_t *request, struct move_options *opt, struct error *
 		rc = get_uint(o, "max_rounds", 10000, &opt->max_rounds, err);
 	if (!rc)
 		rc = get_uint(o, "max_time_ms", 86400000, &opt->max_time_ms, err);
+	if (!rc)
+		rc = source_parse_bandwidth(o, &opt->bandwidth_bytes_per_s, err);
 	if (rc)
 		return rc;
 	if (!opt->streams)

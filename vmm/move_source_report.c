@@ -86,6 +86,9 @@ static void *tick(void *arg)
 				       (json_int_t)rate, "dirty_bytes_per_s",
 				       (json_int_t)mv->mem.dirty_bytes_per_s, "eta_ms", (json_int_t)eta_ms,
 				       "round", (int)mv->mem.round);
+		uint64_t bandwidth = rate_limit_get(&mv->bandwidth);
+		if (bandwidth)
+			json_object_set_new(ev, "bandwidth_bytes_per_s", json_integer((json_int_t)bandwidth));
 		move_events_emit(mv->events, ev, false);
 	}
 	pthread_mutex_unlock(&mv->lock);

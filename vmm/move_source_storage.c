@@ -73,6 +73,7 @@ int source_storage_open(struct move *mv, unsigned i, bool again, struct error *e
 		.remote_is_zero = true,
 		.keep_map = again,
 		.write_grace_ms = grace ? (unsigned)strtoul(grace, NULL, 10) : mv->vm->cfg->mirror_grace_ms,
+		.bandwidth = &mv->bandwidth,
 		.failed = mirror_failed,
 		.opaque = mv,
 	};

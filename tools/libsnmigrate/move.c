@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "host/client.h"
 #include "host/exit.h"
+#include "host/ini.h"
 #include "tools/libsnmigrate/snmigrate.h"
 
 #define FIRST_REPLY_TIMEOUT_MS 60000
@@ -165,13 +166,27 @@ static int parse_downtime(const char *arg, json_t *options)
 	return 0;
 }
 
+static int parse_bandwidth(const char *arg, json_t *options)
+{
+	uint64_t rate;
+	if (size_parse(arg, &rate) || rate > INT64_MAX)
+		return snmigrate_usage_error("--bandwidth %s: not a number of bytes a second, such as 200M",
+					     arg);
+	json_object_set_new(options, "bandwidth_bytes_per_s", json_integer((json_int_t)rate));
+	return 0;
+}
+
 int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 {
-	static const struct option known[] = {
-		{"with-storage", no_argument, NULL, 's'},  {"json", no_argument, NULL, 'j'},
-		{"keep-source", no_argument, NULL, 'k'},   {"suspend", no_argument, NULL, 'p'},
-		{"no-tls", no_argument, NULL, 'n'},	   {"max-downtime", required_argument, NULL, 'd'},
-		{"control", required_argument, NULL, 'c'}, {0}};
+	static const struct option known[] = {{"with-storage", no_argument, NULL, 's'},
+					      {"json", no_argument, NULL, 'j'},
+					      {"keep-source", no_argument, NULL, 'k'},
+					      {"suspend", no_argument, NULL, 'p'},
+					      {"no-tls", no_argument, NULL, 'n'},
+					      {"max-downtime", required_argument, NULL, 'd'},
+					      {"bandwidth", required_argument, NULL, 'b'},
+					      {"control", required_argument, NULL, 'c'},
+					      {0}};
 	json_t *options = json_object();
 	bool json = false;
 	int c, status = 0;
@@ -194,6 +209,9 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 			break;
 		case 'd':
 			status = parse_downtime(optarg, options);
+			break;
+		case 'b':
+			status = parse_bandwidth(optarg, options);
 			break;
 		case 'c':
 			s->control = optarg;
@@ -238,6 +256,32 @@ int snmigrate_watch(struct snmigrate *s, int argc, char **argv)
 	snprintf(m.vm, sizeof m.vm, "%s", argv[optind]);
 	display_begin(&m.display, json, m.vm, "");
 	return run(&m, watch_request(&m));
+}
+
+int snmigrate_tune(struct snmigrate *s, int argc, char **argv)
+{
+	static const struct option known[] = {
+		{"bandwidth", required_argument, NULL, 'b'}, {"control", required_argument, NULL, 'c'}, {0}};
+	json_t *request = json_pack("{s:s}", "cmd", "tune");
+	int c, status = 0;
+	while (!status && (c = getopt_long(argc, argv, "", known, NULL)) != -1) {
+		if (c == 'b')
+			status = parse_bandwidth(optarg, request);
+		else if (c == 'c')
+			s->control = optarg;
+		else
+			status = client_option_error("snmigrate", argv);
+	}
+	if (!status && argc - optind != 1)
+		status = snmigrate_usage_error("tune takes one VM");
+	if (!status && json_object_size(request) == 1)
+		status = snmigrate_usage_error("tune: nothing to change: give --bandwidth RATE");
+	if (status) {
+		json_decref(request);
+		return status;
+	}
+	json_object_set_new(request, "vm", json_string(argv[optind]));
+	return client_request("snmigrate", s->control, request, NULL, CALL_TIMEOUT_MS);
 }
 
 int snmigrate_cancel(struct snmigrate *s, int argc, char **argv)

@@ -13,6 +13,7 @@ struct snmigrate {
 
 int snmigrate_move(struct snmigrate *s, int argc, char **argv);
 int snmigrate_watch(struct snmigrate *s, int argc, char **argv);
+int snmigrate_tune(struct snmigrate *s, int argc, char **argv);
 int snmigrate_cancel(struct snmigrate *s, int argc, char **argv);
 int snmigrate_resolve(struct snmigrate *s, int argc, char **argv);
 int snmigrate_pki(struct snmigrate *s, int argc, char **argv);

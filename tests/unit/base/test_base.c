@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/fault.h"
+#include "base/rate_limit.h"
 
 START_TEST(an_error_grows_its_context_on_the_way_up)
 {
@@ -169,6 +170,45 @@ START_TEST(cleanup_closes_and_steals)
 }
 END_TEST
 
+START_TEST(a_rate_limit_holds_the_average_and_changes_at_once)
+{
+	struct rate_limit rl;
+	rate_limit_init(&rl, 10000000);
+	ck_assert_uint_eq(rate_limit_wait_ns(NULL), 0);
+	rate_limit_take(NULL, 1);
+	uint64_t begin = clock_now_ns();
+	rate_limit_take(&rl, 20000000); /* two seconds, less what an idle sender may catch up on */
+	uint64_t wait = rate_limit_wait_ns(&rl);
+	ck_assert_uint_le(wait, 2000000000u);
+	ck_assert_uint_ge(wait + (clock_now_ns() - begin), 1900000000u);
+	/* the same bytes at ten times the rate, and back at half of the first */
+	rate_limit_set(&rl, 100000000);
+	ck_assert_uint_eq(rate_limit_get(&rl), 100000000);
+	ck_assert_uint_le(rate_limit_wait_ns(&rl), 200000000u);
+	rate_limit_set(&rl, 5000000);
+	wait = rate_limit_wait_ns(&rl);
+	ck_assert_uint_le(wait, 4000000000u);
+	/* a guest's writes make others wait for half a second at most, and take nothing off what they wait
+	 * for anyway */
+	rate_limit_take_urgent(&rl, 1u << 30);
+	ck_assert_uint_le(rate_limit_wait_ns(&rl), wait);
+	rate_limit_set(&rl, 0);
+	ck_assert_uint_eq(rate_limit_wait_ns(&rl), 0);
+	rate_limit_set(&rl, 1000000);
+	rate_limit_take_urgent(&rl, 1u << 30);
+	ck_assert_uint_le(rate_limit_wait_ns(&rl), 500000000u);
+	/* many small pieces cost as much as one big one */
+	rate_limit_set(&rl, 0);
+	rate_limit_set(&rl, 1000000);
+	begin = clock_now_ns();
+	for (unsigned i = 0; i < 1000; i++)
+		rate_limit_take(&rl, 3000);
+	wait = rate_limit_wait_ns(&rl) + (clock_now_ns() - begin);
+	ck_assert_uint_ge(wait, 2900000000u);
+	rate_limit_destroy(&rl);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("base");
@@ -181,6 +221,7 @@ int main(void)
 	tcase_add_test(tc, bytes_and_ranges);
 	tcase_add_test(tc, fault_points);
 	tcase_add_test(tc, cleanup_closes_and_steals);
+	tcase_add_test(tc, a_rate_limit_holds_the_average_and_changes_at_once);
 	suite_add_tcase(s, tc);
 	SRunner *sr = srunner_create(s);
 	srunner_run_all(sr, CK_NORMAL);
