@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz soak kill-matrix format install clean
+# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz soak kill-matrix man format install clean
 # Variables: V=1 (show commands), B=build (build directory), SAN=address,undefined|thread, WERROR=1, PREFIX, DESTDIR
 
 B ?= build
@@ -92,8 +92,13 @@ $(B)/%.o: %.c VERSION
 -include tests/helpers/helpers.mk
 -include tests/fuzz/fuzz.mk
 
+MANPAGES := $(patsubst docs/man/%.scd,$(B)/man/%,$(wildcard docs/man/*.scd))
+$(MANPAGES): $(B)/man/%: docs/man/%.scd
+	$(call say,MAN,$@) mkdir -p $(@D); scdoc <$< >$@.tmp && mv $@.tmp $@
+
 ALL_TESTS := $(foreach m,$(MODULES),$(TESTS_$(m)))
-.PHONY: tests unit system interop check model asan tsan valgrind format install clean kill-matrix soak
+.PHONY: tests unit system interop check model asan tsan valgrind format install clean kill-matrix soak man install-man
+man: $(MANPAGES)
 tests: $(ALL_TESTS) $(TEST_HELPERS)
 unit: $(ALL_TESTS)
 	$(Q)tests/run-unit $(ALL_TESTS)
@@ -123,6 +128,9 @@ install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/snmigrate
 	install -m 0755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
 	install -m 0644 README.md LICENSE docs/*.md $(DESTDIR)$(PREFIX)/share/doc/snmigrate
+	@if command -v scdoc >/dev/null; then $(MAKE) --no-print-directory install-man; else echo "scdoc is not installed: no man pages"; fi
+install-man: $(MANPAGES)
+	for n in 1 5 8; do install -d $(DESTDIR)$(PREFIX)/share/man/man$$n && install -m 0644 $(B)/man/*.$$n $(DESTDIR)$(PREFIX)/share/man/man$$n; done
 clean:
 	rm -rf build build-asan build-tsan build-fuzz
 

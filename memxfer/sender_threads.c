@@ -9,9 +9,10 @@
 #include "memxfer/sender_impl.h"
 
 /* How long a broken connection waits for the destination's own words. */
-#define REASON_WAIT_MS 500
-#define BEAT_MAX_MS    1000u
-#define BEAT_MIN_MS    10u
+#define REASON_WAIT_MS	  500
+#define BEAT_MAX_MS	  1000u
+#define BEAT_MIN_MS	  10u
+#define BANDWIDTH_LOOK_MS 50u /* so often a changed bandwidth is seen */
 
 void mem_deadline(struct timespec *ts, unsigned ms)
 {
@@ -100,6 +101,28 @@ static int drain(struct mem_worker *w, struct error *err)
 	return ret;
 }
 
+/* In steps, as the bandwidth may change and the transfer end meanwhile; the destination hears of us all the
+ * same. */
+static int wait_for_bandwidth(struct mem_worker *w, uint64_t quiet_ns, struct error *err)
+{
+	struct mem_sender *s = w->sender;
+	uint64_t ns;
+
+	while ((ns = rate_limit_wait_ns(s->opt.bandwidth)) > 0) {
+		if (atomic_load_explicit(&s->stop, memory_order_relaxed))
+			return error_set(err, ECANCELED, "memory transfer was stopped");
+		if (clock_now_ns() - w->tx.last_send_ns > quiet_ns) {
+			int ret = send_beat(w, err);
+
+			if (ret < 0)
+				return ret;
+		}
+		clock_sleep_ms(ns < BANDWIDTH_LOOK_MS * UINT64_C(1000000) ? (unsigned)(ns / 1000000) + 1
+									  : BANDWIDTH_LOOK_MS);
+	}
+	return 0;
+}
+
 static int do_round(struct mem_worker *w, struct error *err)
 {
 	struct mem_sender *s = w->sender;
@@ -117,7 +140,9 @@ static int do_round(struct mem_worker *w, struct error *err)
 			continue;
 		if (atomic_load_explicit(&s->stop, memory_order_relaxed))
 			return error_set(err, ECANCELED, "memory transfer was stopped");
-		ret = s->opt.dirty.clear(s->opt.dirty.opaque, first, n, s->dirty, err);
+		ret = wait_for_bandwidth(w, quiet_ns, err);
+		if (ret == 0)
+			ret = s->opt.dirty.clear(s->opt.dirty.opaque, first, n, s->dirty, err);
 		if (ret == 0)
 			ret = mem_tx_pages(&w->tx, s->dirty, first, n, err);
 		if (ret < 0)

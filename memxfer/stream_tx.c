@@ -11,8 +11,6 @@
 #include "memxfer/guest_copy.h"
 #include "memxfer/holes.h"
 
-#define BANDWIDTH_LOOK_NS UINT64_C(50000000)
-
 int mem_tx_init(struct mem_tx *tx, const struct mem_sender_options *opt, unsigned index,
 		struct mem_tx_counters *counters, const atomic_bool *stop, struct error *err)
 {
@@ -97,21 +95,6 @@ static void close_run(struct mem_tx *tx)
 	tx->last.npages = 0;
 }
 
-/* A few steps, as the bandwidth may change and the transfer end meanwhile. */
-static int wait_for_bandwidth(struct mem_tx *tx, uint64_t bytes, struct error *err)
-{
-	uint64_t ns;
-
-	while (!tx->final && (ns = rate_limit_wait_ns(tx->bandwidth)) > 0) {
-		if (atomic_load_explicit(tx->stop, memory_order_relaxed))
-			return error_set(err, ECANCELED, "memory transfer was stopped");
-		clock_sleep_ms(ns < BANDWIDTH_LOOK_NS ? (unsigned)(ns / 1000000) + 1
-						      : BANDWIDTH_LOOK_NS / 1000000);
-	}
-	rate_limit_take(tx->bandwidth, bytes);
-	return 0;
-}
-
 int mem_tx_flush(struct mem_tx *tx, struct error *err)
 {
 	struct mem_header h = {.type = MEM_FRAME_PAGES, .flags = tx->final ? MEM_FLAG_FINAL : 0};
@@ -127,9 +110,7 @@ int mem_tx_flush(struct mem_tx *tx, struct error *err)
 	h.nruns = tx->nruns;
 	h.raw_len = h.wire_len = tx->ndata * MEM_PAGE_BYTES;
 	pack(tx, &h, &payload);
-	ret = wait_for_bandwidth(tx, MEM_HEADER_BYTES + h.nruns * MEM_RUN_BYTES + h.wire_len, err);
-	if (ret < 0)
-		return ret;
+	rate_limit_take(tx->bandwidth, MEM_HEADER_BYTES + h.nruns * MEM_RUN_BYTES + h.wire_len);
 	before = clock_now_ns();
 	ret = send_frame(tx, &h, payload, err);
 	compress_policy_sent(&tx->policy, h.wire_len, tx->last_send_ns - before);

@@ -17,7 +17,7 @@
 #define MOVE_PROTOCOL_MIN 1
 #define MOVE_PROTOCOL_MAX 1
 
-/* Slower than this, memory frames would be taken for silence. */
+/* Slower than this, a region of memory would take longer than silence may. */
 #define MOVE_BANDWIDTH_MIN (UINT64_C(1) << 20)
 
 struct vm;

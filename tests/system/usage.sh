@@ -100,6 +100,18 @@ for doc in README.md docs/operating.md; do
 		done
 	done
 done
+# ...and every option of a help text is in the program's man page, and the other way round.
+for page in "$ROOT"/docs/man/*.[18].scd; do
+	program=$(basename "$page" | sed 's/\..*//')
+	for o in $(grep -oE -- '--[a-z][a-z-]+' "$T/$program.help" | sort -u); do
+		case $o in --help | --version) continue ;; esac
+		grep -q -- "\*$o\*" "$page" || fail "$program $o is not in $(basename "$page")"
+		checks=$((checks + 1))
+	done
+	for o in $(grep -oE -- '\*--[a-z][a-z-]+\*' "$page" | tr -d '*' | sort -u); do
+		grep -q -- "$o" "$T/$program.help" || fail "$(basename "$page") speaks of $o, which $program does not know"
+	done
+done
 # The exit statuses of docs/operating.md are those of the help.
 for n in 0 2 3 4 5 6 7 8; do
 	text=$(sed -nE "s/^\| $n \| ([a-z ]*).*/\1/p" "$ROOT/docs/operating.md" | head -n 1)
