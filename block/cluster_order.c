@@ -72,7 +72,7 @@ static void on_done(struct block_request *below, int result)
 
 int cluster_order_submit(struct cluster_order *o, struct block_request *req)
 {
-	if (req->op == BLOCK_READ || req->op == BLOCK_FLUSH)
+	if (req->op == BLOCK_FLUSH)
 		return o->below->ops->submit(o->below, req);
 	struct ordered *r = malloc(sizeof *r);
 	if (!r)
@@ -83,7 +83,10 @@ int cluster_order_submit(struct cluster_order *o, struct block_request *req)
 	r->below.opaque = r;
 	r->range.offset_bytes = req->offset_bytes & ~mask;
 	r->range.len_bytes = ((end + mask) & ~mask) - r->range.offset_bytes;
-	r->range.shared = req->op == BLOCK_WRITE;
+	r->range.kind = req->op == BLOCK_WRITE	? RANGE_WRITE
+			: req->op != BLOCK_READ ? RANGE_ALONE
+			: o->reads_apart	? RANGE_READ
+						: RANGE_WRITE;
 	/* Submitted with the lock held, which no completion below us does: nobody can have queued behind it
 	 * when it is refused, so that nobody's done() has to be called from here. */
 	SCOPE_LOCK(&o->lock);

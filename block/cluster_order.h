@@ -1,13 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What QEMU's qcow2 driver (seen with 7.2) leaves to its callers: a write that allocates, and a
- * write-zeroes or discard that deallocates, must not be under way in one cluster at the same time, though
- * they touch different sectors. The zeroing takes the whole cluster when the rest of it reads as zero, and
- * frees its place in the file; the write then links that place all the same, and the next allocation gets it
- * a second time: two clusters of the disk share their data ("refcount=1 reference=2").
+ * What QEMU's qcow2 driver (seen with 7.2) leaves to its callers: requests that touch different sectors of
+ * one cluster.
  *
- * Holds back a zeroing that meets writes in its clusters, and a write that meets a zeroing, until those
- * before are done; everything else passes.
+ * - A write that allocates, and a write-zeroes or discard that deallocates. The zeroing takes the whole
+ * cluster when the rest of it reads as zero, and frees its place in the file; the write then links that place
+ * all the same, and the next allocation gets it a second time: two clusters of the disk share their data
+ * ("refcount=1 reference=2").
+ * - A read of a compressed cluster, and a write to it. The write frees the compressed place; once that is
+ * used again, the read finds something else there.
+ * - A read, and a zeroing that deallocates: likewise.
+ *
+ * So a zeroing waits for all that was there before it in its clusters, and all that comes later waits for it;
+ * in an image with compressed clusters reads and writes wait for one another, too. Everything else passes.
  */
 #ifndef BLOCK_CLUSTER_ORDER_H
 #define BLOCK_CLUSTER_ORDER_H
@@ -20,6 +25,7 @@
 struct cluster_order {
 	struct block *below;
 	uint32_t cluster_bytes; /* a power of two */
+	bool reads_apart;	/* from writes too: some clusters are compressed */
 	pthread_mutex_t lock;
 	pthread_cond_t empty;
 	struct range_lock ranges;

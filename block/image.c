@@ -30,7 +30,7 @@ static json_int_t number(json_t *obj, const char *key)
 	return json_integer_value(json_object_get(obj, key));
 }
 
-int block_qcow2_check(int fd, const struct qcow2_header *head, struct error *err)
+int block_qcow2_check(int fd, struct qcow2_header *head, struct error *err)
 {
 	static const char *const argv[] = {"qemu-img",	    "check",	      "-f", "qcow2",
 					   "--output=json", CHILD_FD_PATH(3), NULL};
@@ -46,6 +46,7 @@ int block_qcow2_check(int fd, const struct qcow2_header *head, struct error *err
 	if (!json_is_object(report))
 		return error_set(err, EINVAL, "qemu-img check: %s",
 				 res.complaint[0] ? res.complaint : "no report");
+	head->compressed = number(report, "compressed-clusters") > 0;
 	struct stat st;
 	if (fstat(fd, &st))
 		return error_errno(err, errno, "stat");

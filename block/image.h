@@ -8,6 +8,6 @@
 
 /* qemu-img check on an image that is not in use, bounded in time. -EINVAL with the reason if it is truncated
  * or corrupt; leaked clusters are fine. */
-int block_qcow2_check(int fd, const struct qcow2_header *head, struct error *err);
+int block_qcow2_check(int fd, struct qcow2_header *head, struct error *err);
 
 #endif

@@ -335,6 +335,7 @@ int qcow2_open(const char *path, const struct block_open_options *opt, struct bl
 	pthread_mutex_init(&disk->lock, NULL);
 	cond_init_monotonic(&disk->changed);
 	cluster_order_init(&disk->order, NULL, head.cluster_bytes);
+	disk->order.reads_apart = head.compressed;
 	rc = drive(disk, opt, err);
 	disk->order.below = disk->nbd;
 	if (rc == 0 && disk->nbd->size_bytes != head.virtual_bytes)

@@ -21,6 +21,7 @@ struct qcow2_header {
 	uint64_t virtual_bytes;
 	uint32_t nsnapshots;
 	bool has_backing, has_data_file, encrypted;
+	bool compressed; /* clusters, as qemu-img check found */
 	bool dirty, corrupt, extended_l2, lazy_refcounts;
 };
 
