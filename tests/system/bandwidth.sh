@@ -5,29 +5,9 @@ source "$(dirname "$0")/lib.sh"
 source "$(dirname "$0")/refuse_lib.sh"
 require_kvm
 MIB=1048576
+DISK_MB=80 FILL_MB=80
 hosts_up
-mkdir -p "$T/make"
-head -c 96M /dev/urandom >"$T/make/data.raw"
-head -c 64M /dev/urandom >"$T/make/root.raw"
-qemu-img convert -f raw -O qcow2 "$T/make/root.raw" "$T/make/root.qcow2"
-cat >"$T/make/vm.ini" <<INI
-[vm]
-name = vm1
-memory = 128M
-cpus = 1
-kernel = $GUEST
-cmdline = ws=4 rate=1 touch=4 zero=1 disk=rw diskrate=20 span=1 record=100 hb=100
-serial = socket
-[disk root]
-path = root.qcow2
-format = qcow2
-[disk data]
-path = data.raw
-format = raw
-INI
-snvm a create "$T/make/vm.ini" --import "root=$T/make/root.qcow2" --import "data=$T/make/data.raw"
-rm -rf "$T/make"
-snvm a start vm1
+native_vm a vm1 128M "ws=4 rate=1 touch=4 zero=1 disk=rw diskrate=20 span=1 record=100 hb=100"
 wait_touched a vm1
 
 refuse 2 "bandwidth" snmigrate a vm1 hostb --with-storage --bandwidth fast

@@ -169,12 +169,13 @@ assert_good() { # heartbeat line
 		[ "$(hb_field "$1" $f)" = 0 ] || fail "$f in: $1"
 	done
 }
-# native_vm HOST NAME MEMORY "GUEST OPTIONS": a raw and a qcow2 disk of DISK_MB each, filled to FILL_MB
+# native_vm HOST NAME MEMORY "GUEST OPTIONS": a raw and a qcow2 disk of DISK_MB each, of which FILL_MB are random
 native_vm() {
 	local h=$1 name=$2 memory=$3 options=$4 d=$T/make.$2
 	mkdir -p "$d"
-	truncate -s "${DISK_MB:-256}M" "$d/data.raw"
-	qemu-img create -q -f qcow2 "$d/root.qcow2" "${DISK_MB:-256}M"
+	head -c "${FILL_MB:-0}M" /dev/urandom | tee "$d/root.raw" >"$d/data.raw"
+	truncate -s "${DISK_MB:-256}M" "$d/root.raw" "$d/data.raw"
+	qemu-img convert -q -f raw -O qcow2 "$d/root.raw" "$d/root.qcow2"
 	cat >"$d/vm.ini" <<INI
 [vm]
 name = $name
