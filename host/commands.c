@@ -100,24 +100,6 @@ static int find_present(struct daemon *d, json_t *request, struct vm_ref *vm, st
 	return error_set(err, ENOENT, "no VM named %.64s on host %s", name, d->cfg->name);
 }
 
-int vm_connect(const struct vm_ref *vm, struct jsonl **out, struct error *err)
-{
-	char path[REGISTRY_PATH_BYTES + 16];
-	snprintf(path, sizeof path, "%s/snvmm.sock", vm->dir);
-	return jsonl_connect(path, 1000, out, err);
-}
-
-int vm_call(const struct vm_ref *vm, json_t *request, json_t **reply, int *exit_status, struct error *err)
-{
-	struct jsonl *j = NULL;
-	int rc = request ? vm_connect(vm, &j, err) : error_errno(err, ENOMEM, "request");
-	if (!rc)
-		rc = jsonl_call(j, request, reply, exit_status, DAEMON_CALL_TIMEOUT_MS, err);
-	jsonl_close(j);
-	json_decref(request);
-	return rc;
-}
-
 /* ---- what a VM looks like
  * ---------------------------------------------------------------------------------- */
 

@@ -108,7 +108,7 @@ struct vm_ref {
 };
 /* -ENOENT "no VM named X on this host". A UUID works as well as a name. */
 int vm_find(struct daemon *d, const char *name, struct vm_ref *out, struct error *err);
-/* Connects to the live snvmm of the VM; -ECONNREFUSED or the like when there is none. */
+/* host/vm_call.c. Connects to the live snvmm of the VM; -ECONNREFUSED or the like when there is none. */
 int vm_connect(const struct vm_ref *vm, struct jsonl **out, struct error *err);
 /* One request to it. */
 int vm_call(const struct vm_ref *vm, json_t *request, json_t **reply, int *exit_status, struct error *err);
