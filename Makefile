@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz soak kill-matrix man format install clean
+# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz soak kill-matrix bench bench-storage man format install clean
 # Variables: V=1 (show commands), B=build (build directory), SAN=address,undefined|thread, WERROR=1, PREFIX, DESTDIR
 
 B ?= build
@@ -91,6 +91,7 @@ $(B)/%.o: %.c VERSION
 -include tests/guest/guest.mk
 -include tests/helpers/helpers.mk
 -include tests/fuzz/fuzz.mk
+-include bench/bench.mk
 
 MANPAGES := $(patsubst docs/man/%.scd,$(B)/man/%,$(wildcard docs/man/*.scd))
 $(MANPAGES): $(B)/man/%: docs/man/%.scd
