@@ -16,13 +16,16 @@ struct nbd_reply *nbd_reply_create(struct nbd_connection *nc, const struct nbd_r
 	r->nc = nc;
 	r->req = *req;
 	r->cost_bytes = NBD_REQUEST_COST_BYTES;
-	if (req->command == NBD_CMD_READ || req->command == NBD_CMD_WRITE)
-		r->cost_bytes += req->len_bytes;
+	if (nbd_command_transfers(req->command))
+		r->cost_bytes += nbd_buffer_bytes(req->len_bytes);
 	/* One that is larger than the whole budget goes alone. */
 	SCOPE_LOCK(&nc->lock);
 	while (nc->flight_bytes && nc->flight_bytes + r->cost_bytes > nc->server->opt.max_inflight_bytes)
 		pthread_cond_wait(&nc->changed, &nc->lock);
 	nc->flight_bytes += r->cost_bytes;
+	/* What is kept for later is within the budget too. */
+	size_t max = nc->server->opt.max_inflight_bytes;
+	nbd_buffers_trim(nc, max > nc->flight_bytes ? max - nc->flight_bytes : 0);
 	return r;
 }
 
@@ -114,14 +117,17 @@ static void encode(struct outgoing *out, struct nbd_reply *r)
 	}
 }
 
-static void release(struct nbd_reply *r)
+void nbd_reply_free(struct nbd_reply *r)
 {
 	struct nbd_connection *nc = r->nc;
+	if (nbd_command_transfers(r->req.command))
+		nbd_buffer_give(nc, r->data, r->req.len_bytes);
+	else
+		free(r->data);
 	pthread_mutex_lock(&nc->lock);
 	nc->flight_bytes -= r->cost_bytes;
 	pthread_cond_broadcast(&nc->changed);
 	pthread_mutex_unlock(&nc->lock);
-	free(r->data);
 	free(r);
 }
 
@@ -156,6 +162,6 @@ void *nbd_reply_writer(void *arg)
 				conn_shutdown(nc->conn);
 			}
 		}
-		release(r);
+		nbd_reply_free(r);
 	}
 }

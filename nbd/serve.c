@@ -115,32 +115,21 @@ static int drain_payload(struct nbd_connection *nc, uint32_t len, struct error *
 	return 0;
 }
 
-static uint8_t *buffer_for(uint32_t len)
-{
-	void *p = NULL;
-	/* Page-aligned, so that a direct disk needs no bounce. */
-	return posix_memalign(&p, 4096, len ? len : 1) ? NULL : p;
-}
-
 static int one_request(struct nbd_connection *nc, const struct nbd_request *req, struct error *err)
 {
 	struct nbd_reply *r = nbd_reply_create(nc, req);
 	if (!r)
 		return error_errno(err, ENOMEM, "NBD request");
 	r->error = nbd_request_validate(req, &nc->rules);
-	bool transfer = req->command == NBD_CMD_READ || req->command == NBD_CMD_WRITE;
-	if (!r->error && transfer && !(r->data = buffer_for(req->len_bytes)))
+	if (!r->error && nbd_command_transfers(req->command) &&
+	    !(r->data = nbd_buffer_take(nc, req->len_bytes)))
 		r->error = NBD_ENOMEM;
 	if (req->command == NBD_CMD_WRITE) {
 		int rc = r->error ? drain_payload(nc, req->len_bytes, err)
 				  : conn_read_full(nc->conn, r->data, req->len_bytes, NBD_STALL_TIMEOUT_MS,
 						   err);
 		if (rc) {
-			pthread_mutex_lock(&nc->lock);
-			nc->flight_bytes -= r->cost_bytes;
-			pthread_mutex_unlock(&nc->lock);
-			free(r->data);
-			free(r);
+			nbd_reply_free(r);
 			return error_prefix(err, "payload of a write");
 		}
 	}

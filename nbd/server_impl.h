@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Private to the server. server.c: life of the server and its connections; handshake.c: option haggling;
- * serve.c: requests in; reply.c: replies out.
+ * serve.c: requests in; reply.c: replies out; buffer.c: their payload.
  *
  * A connection has two threads. The reader does the handshake, reads requests and submits them to the block;
  * completion callbacks append to the reply queue; the writer sends. So a slow socket never holds up a
@@ -26,6 +26,10 @@
 #define NBD_STALL_TIMEOUT_MS 60000
 /* What a request counts against the flight budget at least, which bounds their number too. */
 #define NBD_REQUEST_COST_BYTES 4096
+/* Buffers that a connection keeps between requests: of this capacity, that of a mirror's largest piece, and
+ * so many. */
+#define NBD_KEPT_BUFFER_BYTES ((size_t)256 << 10)
+#define NBD_KEPT_BUFFERS      32
 
 struct nbd_server {
 	struct nbd_server_options opt; /* with defaults filled in; strings are ours */
@@ -46,7 +50,7 @@ struct nbd_reply {
 	struct nbd_request req;
 	struct block_request io;
 	struct iovec iov;
-	uint8_t *data;	     /* payload of a read or write, or an encoded block status */
+	uint8_t *data;	     /* payload of a read or write (nbd_buffer_take), or an encoded block status */
 	uint32_t data_len;   /* of what block status sends */
 	size_t cost_bytes;   /* charged to the budget */
 	uint64_t left_bytes; /* zeroes and discards go in pieces that the block takes */
@@ -67,6 +71,8 @@ struct nbd_connection {
 	pthread_cond_t changed;
 	struct nbd_reply *replies, **replies_tail;
 	size_t flight_bytes;
+	uint8_t *kept[NBD_KEPT_BUFFERS];
+	unsigned nkept;
 	unsigned in_block; /* requests that the block has */
 	bool reader_done;  /* no request will come any more */
 	bool dead;	   /* sending failed: replies are dropped */
@@ -77,8 +83,26 @@ int nbd_handshake(struct nbd_connection *nc, struct error *err);
 /* Reads and submits requests until the client disconnects (0) or the stream is lost (negative errno). */
 int nbd_serve_requests(struct nbd_connection *nc, struct error *err);
 
+/* A request or its reply carries data of the request's length. */
+static inline bool nbd_command_transfers(unsigned command)
+{
+	return command == NBD_CMD_READ || command == NBD_CMD_WRITE;
+}
+
+/* buffer.c. What a buffer for so many bytes takes. */
+size_t nbd_buffer_bytes(size_t len_bytes);
+/* A page-aligned buffer of at least len_bytes, kept from an earlier request or new; its content is whatever
+ * that left there. NULL: no memory. */
+uint8_t *nbd_buffer_take(struct nbd_connection *nc, size_t len_bytes);
+/* Gives one back, taken for the same length; NULL is fine. */
+void nbd_buffer_give(struct nbd_connection *nc, uint8_t *buf, size_t len_bytes);
+/* nc->lock held. Frees buffers that wait for a request until they take keep_bytes at most. */
+void nbd_buffers_trim(struct nbd_connection *nc, size_t keep_bytes);
+
 /* Waits for room in the budget. NULL: no memory. */
 struct nbd_reply *nbd_reply_create(struct nbd_connection *nc, const struct nbd_request *req);
+/* The budget and the memory of a request back; its answer was sent, or never will be. */
+void nbd_reply_free(struct nbd_reply *reply);
 /* Any thread; the reply is taken over. */
 void nbd_reply_queue(struct nbd_reply *reply);
 /* The writer thread: sends until reader_done and nothing is left. */

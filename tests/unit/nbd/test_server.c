@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include "base/bytes.h"
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "nbd/nbd.h"
 #include "nbd/protocol.h"
@@ -344,6 +345,42 @@ START_TEST(test_flight_budget)
 }
 END_TEST
 
+/* Lengths around those of the buffers that a connection keeps, over and over: every request has its own data.
+ * Once with room for what is kept, once with a budget that leaves none. */
+START_TEST(test_kept_buffers)
+{
+	static const uint32_t lens[] = {512,	   128 << 10,	      (128 << 10) + 512, (256 << 10) - 512,
+					256 << 10, (256 << 10) + 512, 512 << 10};
+	enum { N = ARRAY_SIZE(lens), STRIDE = 512 << 10 };
+	struct nbd_server_options opt = {.max_inflight_bytes = _i ? 300 << 10 : 0};
+	static char out[STRIDE], in[STRIDE];
+	start(&opt);
+	int fd = dial();
+	go(fd);
+	for (int round = 0; round < 20; round++) {
+		for (int i = 0; i < N; i++) {
+			int k = (i + round) % N;
+			memset(out, 1 + (round * N + k) % 255, lens[k]);
+			send_request(fd, NBD_CMD_WRITE, 0, (uint64_t)k * STRIDE, lens[k]);
+			send_all(fd, out, lens[k]);
+		}
+		for (int i = 0; i < N; i++)
+			ck_assert_uint_eq(take_simple(fd, NBD_CMD_WRITE), 0);
+		for (int k = N; k--;) {
+			/* A refused one in between takes no buffer along. */
+			send_request(fd, NBD_CMD_READ, 0, SIZE, 256 << 10);
+			ck_assert_uint_eq(take_simple(fd, NBD_CMD_READ), NBD_EINVAL);
+			send_request(fd, NBD_CMD_READ, 0, (uint64_t)k * STRIDE, lens[k]);
+			ck_assert_uint_eq(take_simple(fd, NBD_CMD_READ), 0);
+			take(fd, in, lens[k]);
+			memset(out, 1 + (round * N + k) % 255, lens[k]);
+			ck_assert_mem_eq(in, out, lens[k]);
+		}
+	}
+	close(fd);
+}
+END_TEST
+
 /* The fence: stop returns although a client neither reads nor leaves, and nothing is written afterwards. */
 START_TEST(test_stop)
 {
@@ -383,6 +420,7 @@ int main(void)
 	tcase_add_test(t, test_handshake_deadline);
 	tcase_add_test(t, test_connection_limit);
 	tcase_add_test(t, test_flight_budget);
+	tcase_add_loop_test(t, test_kept_buffers, 0, 2);
 	tcase_add_test(t, test_stop);
 	suite_add_tcase(s, t);
 	return rig_main(s);
