@@ -43,7 +43,7 @@ static const char usage[] =
 	"  --buffered           without O_DIRECT, which a VM's disks have\n"
 	"  --export NAME        of the server (\"\")\n"
 	"  --connections N      NBD connections (1, what a move uses)\n"
-	"  --in-flight N        requests of the pass (the mirror's default)\n"
+	"  --in-flight N        requests of the pass (the mirror's default); --chunk-bytes N: its chunks\n"
 	"  --grace-ms N         how long a guest's write waits for a silent remote (the mirror's default)\n"
 	"  --tls CA CERT KEY PEER   four options: --tls-ca, --tls-cert, --tls-key, --tls-peer\n"
 	"  --load DEPTH         random writes by a guest, DEPTH in flight; --load-bytes N each (4096)\n"
@@ -61,7 +61,7 @@ struct driver {
 	const char *source, *to, *export_name, *serve;
 	const char *tls_ca, *tls_cert, *tls_key, *tls_peer;
 	struct block_open_options open;
-	unsigned connections, in_flight, grace_ms, load_depth, load_bytes;
+	unsigned connections, in_flight, chunk_bytes, grace_ms, load_depth, load_bytes;
 	double seconds;
 	enum phase phase;
 
@@ -134,6 +134,7 @@ static int open_session(struct driver *d, bool again, struct error *err)
 		.remote = remote,
 		.remote_is_zero = true,
 		.keep_map = again,
+		.chunk_bytes = d->chunk_bytes,
 		.requests_in_flight = d->in_flight,
 		.write_grace_ms = d->grace_ms,
 		.failed = mirror_failed,
@@ -382,6 +383,7 @@ enum {
 	OPT_EXPORT,
 	OPT_CONNECTIONS,
 	OPT_IN_FLIGHT,
+	OPT_CHUNK,
 	OPT_GRACE,
 	OPT_CA,
 	OPT_CERT,
@@ -403,6 +405,7 @@ static const struct option longopts[] = {
 	{"export", required_argument, NULL, OPT_EXPORT},
 	{"connections", required_argument, NULL, OPT_CONNECTIONS},
 	{"in-flight", required_argument, NULL, OPT_IN_FLIGHT},
+	{"chunk-bytes", required_argument, NULL, OPT_CHUNK},
 	{"grace-ms", required_argument, NULL, OPT_GRACE},
 	{"tls-ca", required_argument, NULL, OPT_CA},
 	{"tls-cert", required_argument, NULL, OPT_CERT},
@@ -441,6 +444,8 @@ static bool parse_option(struct driver *d, int c)
 		return number(optarg, 1, CONNECTIONS_MAX, &d->connections);
 	case OPT_IN_FLIGHT:
 		return number(optarg, 1, 128, &d->in_flight);
+	case OPT_CHUNK:
+		return number(optarg, 4096, 256u << 20, &d->chunk_bytes);
 	case OPT_GRACE:
 		return number(optarg, 1, 60000, &d->grace_ms);
 	case OPT_CA:
