@@ -76,9 +76,25 @@ void copy_abandon(struct session *s, struct mirror_work *work)
 		release_chunk(&s->jobs[i], false, work);
 }
 
-/* Latency of a full piece moves the window. */
-static void adapt_window(struct session *s, uint64_t latency_ns)
+static void widen_window(struct session *s)
 {
+	if (++s->good >= s->limit && s->limit < s->njobs) {
+		s->limit++;
+		s->good = 0;
+	}
+}
+
+/*
+ * Latency of a full piece moves the window. A shorter one can only widen it, or a fragmented image would be
+ * copied piece after piece: a full one in its place would have taken longer by their ratio at the most.
+ */
+static void adapt_window(struct session *s, uint64_t len_bytes, uint64_t latency_ns)
+{
+	if (len_bytes < s->piece_bytes) {
+		if (latency_ns / len_bytes * s->piece_bytes <= s->grace_ns / 4)
+			widen_window(s);
+		return;
+	}
 	if (!s->min_latency_ns || latency_ns < s->min_latency_ns)
 		s->min_latency_ns = latency_ns;
 	s->since_cut++;
@@ -89,9 +105,8 @@ static void adapt_window(struct session *s, uint64_t latency_ns)
 			s->since_cut = 0;
 		}
 		s->good = 0;
-	} else if (++s->good >= s->limit && s->limit < s->njobs) {
-		s->limit++;
-		s->good = 0;
+	} else {
+		widen_window(s);
 	}
 }
 
@@ -111,8 +126,8 @@ static void copy_arrived(struct remote_piece *piece, int result, struct mirror_w
 		return;
 	}
 	*(data ? &st->data_bytes_copied : &st->zero_bytes_copied) += piece->req.len_bytes;
-	if (data && piece->req.len_bytes == s->piece_bytes)
-		adapt_window(s, clock_now_ns() - piece->sent_ns);
+	if (data)
+		adapt_window(s, piece->req.len_bytes, clock_now_ns() - piece->sent_ns);
 	s->copied_since = true;
 	push_event(job, COPY_ANSWERED);
 }

@@ -293,6 +293,38 @@ START_TEST(the_window_keeps_a_slow_link_within_the_grace)
 }
 END_TEST
 
+/* Every other 64 KiB is a hole: no piece is a full one. On a quick link they go several at a time; where a
+ * full one would take more than a quarter of the grace, one by one. */
+START_TEST(short_pieces_widen_the_window_on_a_quick_link_only)
+{
+	struct rig r = {0};
+	bool quick = _i == 0;
+	rig_files(&r, 8 * MIB);
+	for (uint64_t at = 0; at < r.size; at += 128 * KIB)
+		rig_fill(r.local_path, at, 64 * KIB, 5);
+	rig_open_local(&r);
+	rig_open_remote(&r);
+	if (quick)
+		r.remote->delay_max_ns = 2000000;
+	else
+		r.remote->bytes_per_ms = 8 * KIB;
+	struct mirror_options opt = rig_options(&r);
+	opt.write_grace_ms = quick ? 8000 : 100;
+	opt.chunk_bytes = 1 << 20;
+	opt.remote_is_zero = true;
+	rig_start(&r, &opt);
+	rig_wait_synced(&r);
+	ck_assert_uint_eq(faulty_count(r.remote, BLOCK_WRITE), 64);
+	if (quick)
+		ck_assert_uint_ge(r.remote->inflight_bytes_max, 3 * 64 * KIB);
+	else
+		ck_assert_uint_eq(r.remote->inflight_bytes_max, 64 * KIB);
+	rig_close(&r);
+	rig_assert_equal(&r);
+	rig_remove(&r);
+}
+END_TEST
+
 START_TEST(fault_point_holds_after_the_first_chunk)
 {
 	struct rig r = {0};
@@ -342,6 +374,7 @@ int main(void)
 	tcase_add_test(tc, cancel_wakes_those_who_wait);
 	tcase_add_test(tc, flushes_reach_both_once_the_remote_was_flushed);
 	tcase_add_test(tc, the_window_keeps_a_slow_link_within_the_grace);
+	tcase_add_loop_test(tc, short_pieces_widen_the_window_on_a_quick_link_only, 0, 2);
 	tcase_add_test(tc, fault_point_holds_after_the_first_chunk);
 	suite_add_tcase(s, tc);
 	SRunner *sr = srunner_create(s);
