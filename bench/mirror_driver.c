@@ -12,6 +12,7 @@
 #include <getopt.h>
 #include <inttypes.h>
 #include <jansson.h>
+#include <limits.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
 #include <pthread.h>
@@ -26,6 +27,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/rate_limit.h"
 #include "bench/guest_load.h"
 #include "block/block.h"
 #include "block/open.h"
@@ -44,6 +46,7 @@ static const char usage[] =
 	"  --export NAME        of the server (\"\")\n"
 	"  --connections N      NBD connections (1, what a move uses)\n"
 	"  --in-flight N        requests of the pass (the mirror's default); --chunk-bytes N: its chunks\n"
+	"  --bandwidth N        bytes a second; --then N: another bandwidth, --seconds S after the start\n"
 	"  --grace-ms N         how long a guest's write waits for a silent remote (the mirror's default)\n"
 	"  --tls CA CERT KEY PEER   four options: --tls-ca, --tls-cert, --tls-key, --tls-peer\n"
 	"  --load DEPTH         random writes by a guest, DEPTH in flight; --load-bytes N each (4096)\n"
@@ -62,6 +65,7 @@ struct driver {
 	const char *tls_ca, *tls_cert, *tls_key, *tls_peer;
 	struct block_open_options open;
 	unsigned connections, in_flight, chunk_bytes, grace_ms, load_depth, load_bytes;
+	unsigned bandwidth, then;
 	double seconds;
 	enum phase phase;
 
@@ -73,6 +77,8 @@ struct driver {
 	unsigned nsockets, sessions;
 	uint64_t wire_bytes; /* of sessions that ended */
 	uint64_t pass_ns, flush_ns;
+	struct rate_limit rate;
+	double rate_before, rate_after; /* bytes a second before the change, and from a second after it on */
 };
 
 /* --- the connection --- */
@@ -137,6 +143,7 @@ static int open_session(struct driver *d, bool again, struct error *err)
 		.chunk_bytes = d->chunk_bytes,
 		.requests_in_flight = d->in_flight,
 		.write_grace_ms = d->grace_ms,
+		.bandwidth = d->bandwidth ? &d->rate : NULL,
 		.failed = mirror_failed,
 	};
 	rc = mirror_start(d->mirror, &mopt, err);
@@ -199,6 +206,28 @@ static int settle(struct driver *d, struct error *err)
 	return rc;
 }
 
+static uint64_t bytes_copied(struct driver *d)
+{
+	struct mirror_stats st;
+	mirror_stats(d->mirror, &st);
+	return st.data_bytes_copied;
+}
+
+/* Changes the bandwidth while the pass runs. */
+static void retune(struct driver *d, uint64_t begin_ns)
+{
+	clock_sleep_ms((unsigned)(d->seconds * 1000));
+	d->rate_before = (double)bytes_copied(d) * 1e9 / (double)(clock_now_ns() - begin_ns);
+	rate_limit_set(&d->rate, d->then);
+	clock_sleep_ms(1000);
+	uint64_t bytes = bytes_copied(d);
+	begin_ns = clock_now_ns();
+	struct error err = ERROR_INIT;
+	while (mirror_wait_synced(d->mirror, 20, &err) == -ETIMEDOUT)
+		;
+	d->rate_after = (double)(bytes_copied(d) - bytes) * 1e9 / (double)(clock_now_ns() - begin_ns);
+}
+
 static int run_mirror(struct driver *d, struct error *err)
 {
 	int rc = 0;
@@ -207,6 +236,8 @@ static int run_mirror(struct driver *d, struct error *err)
 		rc = start_load(d, err);
 	if (!rc)
 		rc = open_session(d, false, err);
+	if (!rc && d->then)
+		retune(d, begin);
 	if (!rc)
 		rc = sync_disk(d, err);
 	d->pass_ns = clock_now_ns() - begin;
@@ -259,6 +290,10 @@ static void report(struct driver *d)
 			  (json_int_t)st.hole_bytes_skipped, "mirrored_bytes", (json_int_t)st.mirrored_bytes,
 			  "peak_memory_bytes", (json_int_t)peak_memory_bytes(), "sessions", (int)d->sessions,
 			  "user_s", seconds_of(ru.ru_utime), "system_s", seconds_of(ru.ru_stime));
+	if (d->then)
+		json_object_set_new(
+			o, "rates",
+			json_pack("{s:f, s:f}", "before", d->rate_before, "after", d->rate_after));
 	if (d->load) {
 		struct guest_load_result r;
 		guest_load_result(d->load, &r);
@@ -384,6 +419,8 @@ enum {
 	OPT_CONNECTIONS,
 	OPT_IN_FLIGHT,
 	OPT_CHUNK,
+	OPT_BANDWIDTH,
+	OPT_THEN,
 	OPT_GRACE,
 	OPT_CA,
 	OPT_CERT,
@@ -406,6 +443,8 @@ static const struct option longopts[] = {
 	{"connections", required_argument, NULL, OPT_CONNECTIONS},
 	{"in-flight", required_argument, NULL, OPT_IN_FLIGHT},
 	{"chunk-bytes", required_argument, NULL, OPT_CHUNK},
+	{"bandwidth", required_argument, NULL, OPT_BANDWIDTH},
+	{"then", required_argument, NULL, OPT_THEN},
 	{"grace-ms", required_argument, NULL, OPT_GRACE},
 	{"tls-ca", required_argument, NULL, OPT_CA},
 	{"tls-cert", required_argument, NULL, OPT_CERT},
@@ -446,6 +485,10 @@ static bool parse_option(struct driver *d, int c)
 		return number(optarg, 1, 128, &d->in_flight);
 	case OPT_CHUNK:
 		return number(optarg, 4096, 256u << 20, &d->chunk_bytes);
+	case OPT_BANDWIDTH:
+		return number(optarg, 1, UINT_MAX, &d->bandwidth);
+	case OPT_THEN:
+		return number(optarg, 1, UINT_MAX, &d->then);
 	case OPT_GRACE:
 		return number(optarg, 1, 60000, &d->grace_ms);
 	case OPT_CA:
@@ -498,6 +541,7 @@ static void close_disk(struct driver *d)
 	}
 	block_close(d->local);
 	tls_context_free(d->tls);
+	rate_limit_destroy(&d->rate);
 }
 
 int main(int argc, char **argv)
@@ -520,6 +564,9 @@ int main(int argc, char **argv)
 		return bad_usage("--tls-ca, --tls-cert, --tls-key and --tls-peer go together");
 	if (d.load_depth && !unmirrored && d.phase == PHASE_NONE)
 		return bad_usage("--load with --to needs --phase pass or synced");
+	if (d.then && !d.bandwidth)
+		return bad_usage("--then needs --bandwidth");
+	rate_limit_init(&d.rate, d.bandwidth);
 	log_init("mirror_driver");
 	signal(SIGPIPE, SIG_IGN);
 	struct error err = ERROR_INIT;
