@@ -10,6 +10,9 @@ import subprocess
 import time
 
 
+FEWEST_RUNS = 5  # behind a figure that counts
+
+
 def output(*argv):
     if not shutil.which(argv[0]):
         return ""
@@ -41,7 +44,7 @@ def describe(root, folder, versions):
         "memory_mib": memory_mib(),
         "kernel": platform.release(),
         "virtualization": output("systemd-detect-virt") or "unknown",
-        "file_system": output("stat", "-f", "-c", "%T", folder),
+        "file_system": output("findmnt", "-n", "-o", "FSTYPE", "-T", folder),
         "mount_options": output("findmnt", "-n", "-o", "OPTIONS", "-T", folder),
         "disk": output("findmnt", "-n", "-o", "SOURCE", "-T", folder),
         "load_average": os.getloadavg()[0],
@@ -117,6 +120,8 @@ def write_results(folder, machine, settings, rows):
                 f"Linux {machine['kernel']}, {machine['file_system']} ({machine['mount_options']}) on "
                 f"{machine['disk']}, virtualization: {machine['virtualization']}, load average before the run "
                 f"{machine['load_average']:.2f}. {v}.\n\n")
+        if settings["BENCH_RUNS"] < FEWEST_RUNS:
+            f.write(f"**A trial**: fewer than {FEWEST_RUNS} runs of each side.\n\n")
         f.write("Settings: " + ", ".join(f"{k} {v}" for k, v in settings.items()) + ".\n\n")
         f.write("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD) + "\n")
         for r in rows:
