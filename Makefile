@@ -114,7 +114,7 @@ check: all tests
 asan:
 	$(Q)$(MAKE) --no-print-directory B=build-asan SAN=address,undefined unit
 tsan:
-	$(Q)$(MAKE) --no-print-directory B=build-tsan SAN=thread unit
+	$(Q)TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp" $(MAKE) --no-print-directory B=build-tsan SAN=thread unit
 valgrind: $(ALL_TESTS)
 	$(Q)SNM_NO_IO_URING=1 SNM_MODEL_SEEDS=20 SNM_WRAP="valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite --child-silent-after-fork=yes --suppressions=tests/valgrind.supp" tests/run-unit $(ALL_TESTS)
 # ten moves back and forth of the Linux guest after the first, a hundred of the native one

@@ -301,6 +301,9 @@ static int context_create(const char *ca_path, const char *cert_path, const char
 		err = &local;
 	if (!ctx)
 		return error_errno(err, ENOMEM, "TLS context");
+	/* A thread may still be closing a connection when the process exits: OpenSSL must not clean up under
+	 * it. */
+	OPENSSL_init_crypto(OPENSSL_INIT_NO_ATEXIT, NULL);
 	ctx->ssl_ctx = SSL_CTX_new(TLS_method());
 	ctx->ca_path = strdup(ca_path ?: "");
 	ctx->cert_path = strdup(cert_path ?: "");

@@ -324,10 +324,11 @@ START_TEST(test_zeroing_and_writing_share_a_cluster)
 		ck_assert_int_eq(block_zero(blk, 0, PAIRS * CLUSTER, 0), 0);
 		struct block_request reqs[2 * PAIRS];
 		struct iovec iov[PAIRS];
+		for (unsigned i = 0; i < PAIRS; i++)
+			iov[i] = (struct iovec){.iov_base = data, .iov_len = sizeof data};
 		w.left = 2 * PAIRS;
 		for (unsigned i = 0; i < 2 * PAIRS; i++) {
 			bool write = (i ^ round) & 1;
-			iov[i / 2] = (struct iovec){.iov_base = data, .iov_len = sizeof data};
 			reqs[i] = (struct block_request){.op = write ? BLOCK_WRITE : BLOCK_WRITE_ZEROES,
 							 .flags = write ? 0 : BLOCK_REQ_MAY_UNMAP,
 							 .offset_bytes =

@@ -32,8 +32,8 @@ static void teardown(void)
 
 static const char *at(const char *name)
 {
-	static char path[4][200];
-	static unsigned n;
+	static _Thread_local char path[4][200];
+	static _Thread_local unsigned n;
 	n = (n + 1) % 4;
 	snprintf(path[n], sizeof path[n], "%s/%s", dir, name);
 	return path[n];

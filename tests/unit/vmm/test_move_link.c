@@ -71,7 +71,7 @@ START_TEST(silence_is_a_failure)
 	ck_assert_uint_ge(clock_now_ms() - t, 350);
 	ck_assert_ptr_nonnull(strstr(err.message, "silent for 400 ms"));
 	clock_sleep_ms(20);
-	ck_assert_uint_eq(failures, 1);
+	ck_assert_uint_eq(__atomic_load_n(&failures, __ATOMIC_SEQ_CST), 1);
 }
 END_TEST
 
