@@ -76,6 +76,20 @@ static int make_empty(const struct vm_disk_def *disk, int dirfd, const char *fol
 	return fsync(fd) < 0 ? error_errno(err, errno, "%s", disk->path) : 0;
 }
 
+/* Only what begins as a qcow2 image can be one; the VM's start looks closer. */
+static int check_import(const struct vm_disk_def *disk, const char *import, struct error *err)
+{
+	char magic[4] = "";
+	if (strcmp(disk->format, "qcow2"))
+		return 0;
+	CLEANUP_FD int fd = open(import, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	if (fd < 0)
+		return error_errno(err, errno, "%s", import);
+	if (pread(fd, magic, sizeof magic, 0) != sizeof magic || memcmp(magic, "QFI\xfb", sizeof magic))
+		return error_set(err, EINVAL, "%s is not a qcow2 image", import);
+	return 0;
+}
+
 static int place_disk(struct vm_disk_def *disk, const char *import, int dirfd, const char *folder,
 		      struct error *err)
 {
@@ -100,9 +114,11 @@ static int place_disk(struct vm_disk_def *disk, const char *import, int dirfd, c
 	if (import && disk->size_bytes)
 		return error_set(err, EINVAL, "both imported and given a size");
 	int rc;
-	if (import)
-		rc = fs_copy_file(import, dirfd, disk->path, err);
-	else if (disk->size_bytes)
+	if (import) {
+		rc = check_import(disk, import, err);
+		if (!rc)
+			rc = fs_copy_file(import, dirfd, disk->path, err);
+	} else if (disk->size_bytes)
 		rc = make_empty(disk, dirfd, folder, err);
 	else
 		rc = error_set(err, ENOENT,

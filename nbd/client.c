@@ -327,7 +327,7 @@ static void die(struct lane *lane, int code, const char *why)
 	struct client *c = lane->client;
 	int none = 0;
 	if (atomic_compare_exchange_strong(&c->death, &none, code)) {
-		log_warn("%s: NBD connection lost: %s", c->block.label, why);
+		log_info("%s: NBD connection lost: %s", c->block.label, why);
 		for (unsigned i = 0; i < c->nlanes; i++)
 			if (&c->lanes[i] != lane)
 				wake(&c->lanes[i]);

@@ -21,8 +21,10 @@ struct tls_context;
 /* Context from PEM files. Errors name the file. role-free: one context both connects and accepts. */
 int tls_context_create(const char *ca_path, const char *cert_path, const char *key_path,
 		       struct tls_context **out, struct error *err);
-/* For a side that only accepts: its own certificate may be out of date. The peer refuses it and can say so to the
- * person who waits there; a server that hangs up could not. */
+/* -EKEYREJECTED when the context's own certificate is not for this name: peers that expect it will refuse. */
+int tls_context_check_name(struct tls_context *ctx, const char *name, struct error *err);
+/* For a side that only accepts: its own certificate may be out of date. The peer refuses it and can say so to
+ * the person who waits there; a server that hangs up could not. */
 int tls_context_create_server(const char *ca_path, const char *cert_path, const char *key_path,
 			      struct tls_context **out, struct error *err);
 void tls_context_free(struct tls_context *ctx);

@@ -289,6 +289,18 @@ static int load_key(struct tls_context *ctx, const char *path, const char *cert_
 	return ret;
 }
 
+int tls_context_check_name(struct tls_context *ctx, const char *name, struct error *err)
+{
+	char names[256];
+	X509 *cert = SSL_CTX_get0_certificate(ctx->ssl_ctx);
+	if (cert && X509_check_host(cert, name, 0, TLS_HOST_FLAGS, NULL) == 1)
+		return 0;
+	snprintf(names, sizeof names, "none");
+	if (cert)
+		tls_certificate_names(cert, names, sizeof names);
+	return error_set(err, EKEYREJECTED, "the certificate is for %s, not for %s", names, name);
+}
+
 static int context_create(const char *ca_path, const char *cert_path, const char *key_path, bool in_date,
 			  struct tls_context **out, struct error *err)
 {

@@ -23,10 +23,18 @@ static void usage(FILE *out)
 	      out);
 }
 
-static int check(const struct host_config *cfg, struct error *err)
+static int check(const struct host_config *cfg, bool only_check, struct error *err)
 {
 	struct tls_context *tls = NULL;
 	int rc = tls_context_create(cfg->ca, cfg->cert, cfg->key, &tls, err);
+	/* The daemon runs all the same, but no peer will believe it. */
+	struct error e = ERROR_INIT;
+	if (!rc && tls_context_check_name(tls, cfg->name, &e)) {
+		if (only_check)
+			rc = error_set(err, e.code, "%s: %s", cfg->cert, e.message);
+		else
+			log_warn("%s: %s: every peer will refuse this host", cfg->cert, e.message);
+	}
 	tls_context_free(tls);
 	if (!rc && access(cfg->snvmm, X_OK) < 0)
 		rc = error_set(err, 2, "[programs] snvmm = %s: cannot be run", cfg->snvmm);
@@ -71,9 +79,10 @@ int main(int argc, char **argv)
 	struct host_config *cfg = NULL;
 	int rc = host_config_load(config, &cfg, &err);
 	if (!rc)
-		rc = check(cfg, &err);
+		rc = check(cfg, only_check, &err);
 	if (!rc && only_check)
-		printf("%s: good, host %s, %u peers\n", cfg->path, cfg->name, cfg->npeers);
+		printf("%s: good, host %s, %u %s\n", cfg->path, cfg->name, cfg->npeers,
+		       cfg->npeers == 1 ? "peer" : "peers");
 	else if (!rc)
 		rc = daemon_run(cfg, &err);
 	if (rc < 0)

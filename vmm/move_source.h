@@ -50,9 +50,10 @@ struct move {
 	char resolve[16];    /* asked for by a person */
 	struct error resolve_result;
 	bool resolve_done;
-	struct rate_limit bandwidth; /* of all disks and the memory */
-	struct mem_sender *sender;   /* under lock while it may be cancelled from outside */
-	bool mirrors_on;	     /* mirrors may be cancelled */
+	unsigned grace_ms[VM_DISKS_MAX]; /* what a guest's write waits for the destination */
+	struct rate_limit bandwidth;	 /* of all disks and the memory */
+	struct mem_sender *sender;	 /* under lock while it may be cancelled from outside */
+	bool mirrors_on;		 /* mirrors may be cancelled */
 
 	struct tls_context *tls;
 	struct move_link *link;

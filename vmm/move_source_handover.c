@@ -264,6 +264,8 @@ struct outcome source_end_failed(struct move *mv, const struct error *why)
 		json_decref(o);
 	}
 	bool back = take_back(mv, why);
+	if (back && mv->pause_us && !mv->running_us)
+		mv->running_us = clock_now_us();
 	source_close_channels(mv);
 	pthread_mutex_lock(&mv->vm->lock);
 	bool crashed = mv->vm->guest_crashed || mv->vm->state == VM_CRASHED;

@@ -11,9 +11,13 @@
 
 /* A disk whose mirror broke this often without progress in between ends the move. */
 #define STORAGE_RETRIES 8
+/* A destination that fell silent and can be dialled again is busy, not dead: a guest's write waits twice as
+ * long for it from then on, up to so many times what is configured. */
+#define GRACE_GROWTH_MAX 32
+#define DIAL_TRIES	 4
 
-int source_dial(struct move *mv, enum channel channel, const char *token, struct conn **out,
-		struct error *err)
+static int dial_once(struct move *mv, enum channel channel, const char *token, struct conn **out,
+		     struct error *err)
 {
 	unsigned timeout_ms = mv->vm->cfg->silence_ms;
 	int fd = net_connect(mv->opt.address, timeout_ms, err);
@@ -33,6 +37,27 @@ int source_dial(struct move *mv, enum channel channel, const char *token, struct
 	return rc ? error_prefix(err, "%s channel to %s (%s)", channel_name(channel), mv->opt.peer,
 				 mv->opt.address)
 		  : 0;
+}
+
+/* While the control channel lives, a data channel that is not answered in time met a busy host: it is dialled
+ * again. */
+int source_dial(struct move *mv, enum channel channel, const char *token, struct conn **out,
+		struct error *err)
+{
+	for (unsigned tries = 1;; tries++) {
+		struct error e = ERROR_INIT;
+		int rc = dial_once(mv, channel, token, out, &e);
+		if (!rc)
+			return 0;
+		if (rc != -ETIMEDOUT || channel == CHANNEL_CONTROL || tries == DIAL_TRIES) {
+			error_copy(err, &e);
+			return rc;
+		}
+		log_warn("%s: dialling again", e.message);
+		rc = source_check(mv, err);
+		if (rc)
+			return rc;
+	}
 }
 
 static void mirror_failed(void *opaque, const struct error *why)
@@ -68,11 +93,17 @@ int source_storage_open(struct move *mv, unsigned i, bool again, struct error *e
 		return rc;
 	}
 	const char *grace = getenv("SNM_MIRROR_GRACE_MS");
+	unsigned least = grace ? (unsigned)strtoul(grace, NULL, 10) : mv->vm->cfg->mirror_grace_ms;
+	if (!mv->grace_ms[i])
+		mv->grace_ms[i] = least;
+	else if (again && mv->grace_ms[i] < least * GRACE_GROWTH_MAX &&
+		 mv->grace_ms[i] < mv->vm->cfg->silence_ms / 4)
+		mv->grace_ms[i] *= 2;
 	struct mirror_options mopt = {
 		.remote = remote,
 		.remote_is_zero = true,
 		.keep_map = again,
-		.write_grace_ms = grace ? (unsigned)strtoul(grace, NULL, 10) : mv->vm->cfg->mirror_grace_ms,
+		.write_grace_ms = mv->grace_ms[i],
 		.bandwidth = &mv->bandwidth,
 		.failed = mirror_failed,
 		.opaque = mv,
@@ -90,7 +121,7 @@ static int sync_disk(struct move *mv, unsigned i, struct error *err)
 {
 	struct vm_disk *d = &mv->vm->disks[i];
 	unsigned tries = 0;
-	uint64_t best = 0;
+	uint64_t best = 0, moved = 0;
 	for (;;) {
 		struct error e = ERROR_INIT;
 		int rc = source_check(mv, err);
@@ -106,13 +137,23 @@ static int sync_disk(struct move *mv, unsigned i, struct error *err)
 			continue;
 		if (source_check(mv, err))
 			return source_check(mv, err);
-		if (st.synced_bytes > best)
+		/* Where a session ends by silence, chunks are copied again, so that the synced ones need not
+		 * grow though the copy goes on. An error at one place is no progress, whatever else was
+		 * copied. */
+		uint64_t now_moved = st.data_bytes_copied + st.zero_bytes_copied;
+		if (st.synced_bytes > best || (e.code == -ETIMEDOUT && now_moved > moved))
 			tries = 0;
 		best = st.synced_bytes > best ? st.synced_bytes : best;
-		if (e.code == -ENOSPC || ++tries > STORAGE_RETRIES) {
+		moved = now_moved;
+		if (e.code == -ENOSPC) {
 			error_copy(err, &e);
-			return error_prefix(err, "disk %s", mv->vm->def.disks[i].id);
+			return e.code;
 		}
+		if (++tries > STORAGE_RETRIES)
+			return error_set(err, e.code, "%s (%u times in a row%s%s%s)", e.message, tries,
+					 e.code == -ETIMEDOUT ? "; " : "",
+					 e.code == -ETIMEDOUT ? mv->opt.peer : "",
+					 e.code == -ETIMEDOUT ? " is too busy, or the link too slow" : "");
 		log_warn("disk %s: session broke (%s), dialling again (%u)", mv->vm->def.disks[i].id,
 			 e.message, tries);
 		mirror_stop(d->mirror);

@@ -109,6 +109,8 @@ void display_event(struct display *d, json_t *event)
 		return;
 	}
 	bool phase = !strcmp(text(event, "event"), "phase");
+	if (!*d->host) /* of a watch */
+		snprintf(d->host, sizeof d->host, "%s", text(event, "peer"));
 	bool changed = *text(event, "phase") && strcmp(d->phase, text(event, "phase"));
 	if (changed)
 		snprintf(d->phase, sizeof d->phase, "%s", text(event, "phase"));
@@ -140,6 +142,17 @@ static void print_moved(struct display *d, const json_t *event, int status)
 		fprintf(stderr, "snmigrate: %s\n", text(event, "reason"));
 }
 
+static void print_reason(struct display *d, const json_t *event, int status)
+{
+	const char *reason = text(event, "reason");
+	if (!*reason)
+		reason = text(event, "result");
+	if (status == EXIT_FAILED || status == EXIT_CANCELLED)
+		fprintf(stderr, "snmigrate: VM %s stays here: %s\n", d->vm, reason);
+	else
+		fprintf(stderr, "snmigrate: %s\n", reason);
+}
+
 int display_end(struct display *d, json_t *event)
 {
 	json_t *exit_status = json_object_get(event, "exit");
@@ -153,12 +166,11 @@ int display_end(struct display *d, json_t *event)
 		print_json(event);
 		/* one clear sentence for people, also of scripts */
 		if (!moved)
-			fprintf(stderr, "snmigrate: %s\n", text(event, "reason"));
+			print_reason(d, event, status);
 	} else if (moved) {
 		print_moved(d, event, status);
 	} else {
-		const char *reason = text(event, "reason");
-		fprintf(stderr, "snmigrate: %s\n", *reason ? reason : text(event, "result"));
+		print_reason(d, event, status);
 	}
 	return status;
 }
