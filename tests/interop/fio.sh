@@ -3,7 +3,7 @@
 # fio's nbd engine with verify: random sizes and offsets, trims between, and four connections at once.
 . "$(dirname "$0")/lib.bash"
 need fio qemu-img
-fio --enghelp 2>/dev/null | grep -qw nbd || { echo "skipped: this fio has no nbd engine"; exit 77; }
+fio --enghelp 2>/dev/null | grep -w nbd >/dev/null || { echo "skipped: this fio has no nbd engine"; exit 77; }
 
 run() {
 	fio --ioengine=nbd --uri="$uri" --thread --group_reporting --output=fio.log "$@" >/dev/null 2>&1 ||

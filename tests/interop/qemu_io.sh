@@ -34,7 +34,7 @@ for way in "${ways[@]}"; do
 	stop
 	# shellcheck disable=SC2086
 	start --format "$format" $options --read-only disk
-	qemu-io -r -f raw -c 'read -P 5 8M 1M' "$uri" | grep -q '^read 1048576' || fail "$way: read-only read"
+	qemu-io -r -f raw -c 'read -P 5 8M 1M' "$uri" | grep '^read 1048576' >/dev/null || fail "$way: read-only read"
 	! io -c 'write -P 1 0 512' >/dev/null 2>&1 || fail "$way: a read-only disk was written"
 	stop
 	[ "$format" = raw ] || qemu-img check -q disk || fail "$way: qemu-img check"

@@ -12,8 +12,8 @@ refuse() {
 	[ $rc -eq "$want" ] || { cat err; fail "snnbd $*: status $rc instead of $want"; }
 	grep -qE "$pattern" err || { cat err; fail "snnbd $*: message"; }
 }
-"$bin/snnbd" --help | grep -q '^usage: snnbd' || fail "--help"
-"$bin/snnbd" --version | grep -qE '^snnbd [0-9]' || fail "--version"
+"$bin/snnbd" --help | grep '^usage: snnbd' >/dev/null || fail "--help"
+"$bin/snnbd" --version | grep -E '^snnbd [0-9]' >/dev/null || fail "--version"
 refuse 2 'FILE is missing' --unix s
 refuse 2 'where to serve' disk
 refuse 2 'unknown format: vmdk' --format vmdk --unix s disk

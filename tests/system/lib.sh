@@ -198,7 +198,7 @@ INI
 wait_touched() { # HOST VM
 	local i
 	for i in $(seq 300); do
-		console "$1" "$2" | grep -q '^touched' && return 0
+		console "$1" "$2" | grep '^touched' >/dev/null && return 0
 		sleep 0.2
 	done
 	fail "$2 did not fill its memory"

@@ -81,8 +81,8 @@ wait_exit() {
 	wait $qemu_pid || status=$?
 	((status == 0)) || fail "$1: QEMU exits with $status"
 }
-# value NAME LINE-PATTERN KEY: of the last such line
-value() { grep -a "$2" "$work/$1.serial" | tail -n 1 | tr -d '\r' | tr ' ' '\n' | sed -n "s/^$3=//p"; }
+# value NAME LINE-PATTERN KEY: of the last such line that is whole: the guest may be writing one
+value() { grep -a "$2.*"$'\r$' "$work/$1.serial" | tail -n 1 | tr -d '\r' | tr ' ' '\n' | sed -n "s/^$3=//p"; }
 bad_lines() { grep -a '^BAD' "$work/$1.serial" || true; }
 # judge_disks NAME: the images hold what the guest says it wrote last
 judge_disks() {
@@ -176,6 +176,6 @@ qemu moved2 "" -incoming "exec:cat $work/state"
 wait_line moved2 '^done' 60
 wait_exit moved2 10
 judge_clean moved2
-before=$(value moved1 '^hb' seq) after=$(grep -a '^hb' "$work/moved2.serial" | head -n 1 | sed 's/^hb seq=\([0-9]*\).*/\1/')
+before=$(value moved1 '^hb' seq) after=$(grep -a -m 1 '^hb' "$work/moved2.serial" | sed 's/^hb seq=\([0-9]*\).*/\1/')
 ((after > before && after <= before + 2)) || fail "heartbeat $before before the move, $after after it"
 echo "passed"
