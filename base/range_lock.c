@@ -5,7 +5,7 @@
 
 /*
  * A list in order of arrival: an entry waits for the earlier ones that conflict with it, granted or not, so
- * nobody starves. It is as long as what the guest has in flight and the copies, some hundred at most.
+ * nobody starves. It is as long as what is in flight: some hundred, or what an NBD server admits.
  */
 static bool conflict(const struct range_entry *a, const struct range_entry *b)
 {

@@ -28,7 +28,7 @@
 void daemon_timed_wait(struct daemon *d, unsigned ms)
 {
 	uint64_t at = clock_now_ns() + ms * UINT64_C(1000000);
-	struct timespec until = {.tv_sec = (time_t)(at / 1000000000u), .tv_nsec = (long)(at % 1000000000u)};
+	struct timespec until = clock_timespec(at);
 	pthread_cond_timedwait(&d->changed, &d->lock, &until);
 }
 

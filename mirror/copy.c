@@ -450,7 +450,7 @@ static void wait_for_work(struct session *s, uint64_t bandwidth_ns)
 		return;
 	}
 	uint64_t at = clock_now_ns() + (bandwidth_ns < BANDWIDTH_LOOK_NS ? bandwidth_ns : BANDWIDTH_LOOK_NS);
-	struct timespec until = {.tv_sec = (time_t)(at / 1000000000u), .tv_nsec = (long)(at % 1000000000u)};
+	struct timespec until = clock_timespec(at);
 	pthread_cond_timedwait(&s->copy_wake, &s->m->lock, &until);
 }
 

@@ -235,7 +235,7 @@ static bool all_synced(const struct session *s)
 int mirror_wait_synced(struct mirror *m, unsigned timeout_ms, struct error *err)
 {
 	uint64_t until = clock_now_ns() + timeout_ms * UINT64_C(1000000);
-	struct timespec ts = {.tv_sec = (time_t)(until / 1000000000), .tv_nsec = (long)(until % 1000000000)};
+	struct timespec ts = clock_timespec(until);
 	int rc = 0;
 	SCOPE_LOCK(&m->lock);
 	struct session *s = m->session;

@@ -131,7 +131,7 @@ static void run_deferred(struct mirror *m)
 static void wait_a_tick(struct mirror *m, uint64_t tick_ns)
 {
 	uint64_t at = clock_now_ns() + tick_ns;
-	struct timespec ts = {.tv_sec = (time_t)(at / 1000000000), .tv_nsec = (long)(at % 1000000000)};
+	struct timespec ts = clock_timespec(at);
 	pthread_cond_timedwait(&m->worker_wake, &m->lock, &ts);
 }
 

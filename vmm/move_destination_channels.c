@@ -157,8 +157,7 @@ int arrival_tokens(struct arrival *a, struct error *err)
 int arrival_receiver_start(struct arrival *a, struct error *err)
 {
 	uint64_t deadline = clock_now_ns() + a->vm->cfg->silence_ms * UINT64_C(1000000);
-	struct timespec until = {.tv_sec = (time_t)(deadline / 1000000000u),
-				 .tv_nsec = (long)(deadline % 1000000000u)};
+	struct timespec until = clock_timespec(deadline);
 	pthread_mutex_lock(&a->lock);
 	while (a->nmemory < a->nstreams && a->channel_up)
 		if (pthread_cond_timedwait(&a->changed, &a->lock, &until))

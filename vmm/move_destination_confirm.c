@@ -141,8 +141,7 @@ static void *confirm_thread(void *arg)
 		if (a->confirmed || a->closing)
 			break;
 		uint64_t at = clock_now_ns() + ASK_EVERY_MS * UINT64_C(1000000);
-		struct timespec until = {.tv_sec = (time_t)(at / 1000000000u),
-					 .tv_nsec = (long)(at % 1000000000u)};
+		struct timespec until = clock_timespec(at);
 		pthread_cond_timedwait(&a->changed, &a->lock, &until);
 	}
 	pthread_mutex_unlock(&a->lock);

@@ -61,8 +61,7 @@ void move_events_emit(struct move_events *ev, json_t *event, bool final)
 json_t *move_events_wait(struct move_events *ev, unsigned *next, unsigned timeout_ms, bool *ended)
 {
 	uint64_t deadline = clock_now_ns() + timeout_ms * UINT64_C(1000000);
-	struct timespec until = {.tv_sec = (time_t)(deadline / 1000000000u),
-				 .tv_nsec = (long)(deadline % 1000000000u)};
+	struct timespec until = clock_timespec(deadline);
 	SCOPE_LOCK(&ev->lock);
 	*ended = false;
 	while (*next >= ev->end) {

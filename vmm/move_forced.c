@@ -91,8 +91,7 @@ static void *forced_thread(void *arg)
 		if (over)
 			break;
 		uint64_t at = clock_now_ns() + ASK_EVERY_MS * UINT64_C(1000000);
-		struct timespec until = {.tv_sec = (time_t)(at / 1000000000u),
-					 .tv_nsec = (long)(at % 1000000000u)};
+		struct timespec until = clock_timespec(at);
 		while (!vm->forced_stop && clock_now_ns() < at)
 			pthread_cond_timedwait(&vm->changed, &vm->lock, &until);
 	}

@@ -115,10 +115,8 @@ static void *beat_thread(void *arg)
 		every = 50;
 	pthread_mutex_lock(&l->lock);
 	while (!l->is_failed && !l->closing) {
-		struct timespec until;
 		uint64_t at = clock_now_ns() + every * UINT64_C(1000000);
-		until.tv_sec = (time_t)(at / 1000000000u);
-		until.tv_nsec = (long)(at % 1000000000u);
+		struct timespec until = clock_timespec(at);
 		pthread_cond_timedwait(&l->changed, &l->lock, &until);
 		if (l->is_failed || l->closing)
 			break;
@@ -225,8 +223,7 @@ int move_link_wait(struct move_link *l, uint32_t mask, unsigned timeout_ms, stru
 			return error_set(err, ETIMEDOUT, "control channel: no answer within %u ms",
 					 timeout_ms);
 		}
-		struct timespec until = {.tv_sec = (time_t)(deadline / 1000000000u),
-					 .tv_nsec = (long)(deadline % 1000000000u)};
+		struct timespec until = clock_timespec(deadline);
 		pthread_cond_timedwait(&l->changed, &l->lock, &until);
 	}
 }

@@ -60,8 +60,7 @@ static void *tick(void *arg)
 	pthread_mutex_lock(&mv->lock);
 	while (mv->ticker_started) {
 		uint64_t at = clock_now_ns() + UINT64_C(1000000000);
-		struct timespec until = {.tv_sec = (time_t)(at / 1000000000u),
-					 .tv_nsec = (long)(at % 1000000000u)};
+		struct timespec until = clock_timespec(at);
 		while (mv->ticker_started && clock_now_ns() < at)
 			pthread_cond_timedwait(&mv->changed, &mv->lock, &until);
 		if (!mv->ticker_started)

@@ -120,8 +120,7 @@ enum handover_action source_settle(struct move *mv, struct error *err)
 		}
 		SCOPE_LOCK(&mv->lock);
 		uint64_t at = clock_now_ns() + ASK_EVERY_MS * UINT64_C(1000000);
-		struct timespec until = {.tv_sec = (time_t)(at / 1000000000u),
-					 .tv_nsec = (long)(at % 1000000000u)};
+		struct timespec until = clock_timespec(at);
 		while (!mv->resolve[0] && clock_now_ns() < at)
 			pthread_cond_timedwait(&mv->changed, &mv->lock, &until);
 		if (mv->resolve[0] && resolve_by_hand(mv, answered, &act)) {
