@@ -70,6 +70,24 @@ static int search_each(void *opaque, const char *uuid)
 	return 0;
 }
 
+/* The tombstone of a VM that moved away goes once the other host has it for good; what is kept of the move
+ * still tells where it went. */
+static int unknown_vm(struct daemon *d, const char *name, struct error *err)
+{
+	json_t *move = NULL;
+	const char *result = NULL, *where = NULL;
+	if (move_result_find(d, name, &move)) {
+		result = json_string_value(json_object_get(move, "result"));
+		where = json_string_value(json_object_get(move, "destination"));
+	}
+	int rc = result && where && !strcmp(result, "moved")
+			 ? error_set(err, ENOENT, "VM %.64s is not on host %s any more: it moved to %s", name,
+				     d->cfg->name, where)
+			 : error_set(err, ENOENT, "no VM named %.64s on host %s", name, d->cfg->name);
+	json_decref(move);
+	return rc;
+}
+
 int vm_find(struct daemon *d, const char *name, struct vm_ref *out, struct error *err)
 {
 	memset(out, 0, sizeof *out);
@@ -78,11 +96,22 @@ int vm_find(struct daemon *d, const char *name, struct vm_ref *out, struct error
 	if (rc < 0)
 		return rc;
 	if (!s.found)
-		return error_set(err, ENOENT, "no VM named %.64s on host %s", name, d->cfg->name);
+		return unknown_vm(d, name, err);
 	out->keeper = keeper_get(d, out->rec.uuid, err);
 	if (!out->keeper)
 		return err ? err->code : -ENOMEM;
 	return registry_path(d->cfg, out->rec.folder, out->dir, err);
+}
+
+int vm_check_arrived(struct daemon *d, struct vm_ref *vm, struct error *err)
+{
+	if (vm->rec.state != HANDOVER_PREPARED || !keeper_is_live(vm->keeper))
+		return 0;
+	return error_set(
+		err, EBUSY,
+		"VM %s is arriving from host %s and is not host %s's yet: ask there (snmigrate watch, or "
+		"snmigrate cancel, to end the move)",
+		vm->rec.name, vm->rec.peer, d->cfg->name);
 }
 
 /* The VM must be this host's: not one that moved away, or was given up. */
@@ -98,6 +127,13 @@ static int find_present(struct daemon *d, json_t *request, struct vm_ref *vm, st
 		return error_set(err, ENOENT, "VM %s is not on host %s any more: it moved to %s",
 				 vm->rec.name, d->cfg->name, vm->rec.peer);
 	return error_set(err, ENOENT, "no VM named %.64s on host %s", name, d->cfg->name);
+}
+
+/* As find_present, for what a VM on its way here does not take yet. */
+static int find_arrived(struct daemon *d, json_t *request, struct vm_ref *vm, struct error *err)
+{
+	int rc = find_present(d, request, vm, err);
+	return rc < 0 ? rc : vm_check_arrived(d, vm, err);
 }
 
 /* ---- what a VM looks like
@@ -258,7 +294,7 @@ static int command_delete(struct command_context *c, struct error *err)
 	struct vm_ref vm;
 	struct record *r = NULL;
 	json_t *left = NULL;
-	int rc = find_present(d, c->request, &vm, err);
+	int rc = find_arrived(d, c->request, &vm, err);
 	if (rc < 0)
 		return EXIT_REFUSED;
 	pthread_mutex_lock(&vm.keeper->op);
@@ -380,7 +416,7 @@ int vm_start(struct daemon *d, struct vm_ref *vm, bool paused, bool forced, stru
 static int command_start(struct command_context *c, struct error *err)
 {
 	struct vm_ref vm;
-	if (find_present(c->daemon, c->request, &vm, err) < 0)
+	if (find_arrived(c->daemon, c->request, &vm, err) < 0)
 		return EXIT_REFUSED;
 	bool paused = json_is_true(json_object_get(c->request, "paused"));
 	int rc = vm_start(c->daemon, &vm, paused, false, err);
@@ -427,7 +463,7 @@ static int command_stop(struct command_context *c, struct error *err)
 {
 	struct daemon *d = c->daemon;
 	struct vm_ref vm;
-	if (find_present(d, c->request, &vm, err) < 0)
+	if (find_arrived(d, c->request, &vm, err) < 0)
 		return EXIT_REFUSED;
 	bool force = json_is_true(json_object_get(c->request, "force"));
 	json_int_t timeout = json_integer_value(json_object_get(c->request, "timeout_ms"));
@@ -467,7 +503,7 @@ static int forward(struct command_context *c, const char *cmd, struct error *err
 {
 	struct vm_ref vm;
 	int status = EXIT_FAILED;
-	if (find_present(c->daemon, c->request, &vm, err) < 0)
+	if (find_arrived(c->daemon, c->request, &vm, err) < 0)
 		return EXIT_REFUSED;
 	if (!keeper_is_live(vm.keeper))
 		return error_set(err, ESRCH, "VM %s is not running", vm.rec.name), EXIT_REFUSED;
@@ -492,7 +528,7 @@ static int command_console(struct command_context *c, struct error *err)
 	struct vm_ref vm;
 	struct stat st;
 	char path[REGISTRY_PATH_BYTES + 16];
-	if (find_present(c->daemon, c->request, &vm, err) < 0)
+	if (find_arrived(c->daemon, c->request, &vm, err) < 0)
 		return EXIT_REFUSED;
 	snprintf(path, sizeof path, "%s/console.sock", vm.dir);
 	if (!keeper_is_live(vm.keeper))

@@ -201,7 +201,9 @@ static int check_move(struct command_context *c, struct follow *f, const char *h
 	if (!host_config_peer(d->cfg, host))
 		return error_set(err, ENOENT, "no host named %.63s: %s has no [peer %.63s]", host,
 				 d->cfg->path, host);
-	int rc = handover_may_move(&vm->rec, err);
+	int rc = vm_check_arrived(d, vm, err);
+	if (!rc)
+		rc = handover_may_move(&vm->rec, err);
 	if (rc < 0)
 		return rc;
 	if (!keeper_is_live(vm->keeper))
@@ -265,6 +267,10 @@ static int pass_on(struct command_context *c, json_t *request, struct error *err
 		json_decref(request);
 		return EXIT_REFUSED;
 	}
+	if (vm_check_arrived(c->daemon, &vm, err) < 0) {
+		json_decref(request);
+		return EXIT_REFUSED;
+	}
 	if (!keeper_is_live(vm.keeper)) {
 		json_decref(request);
 		return error_set(err, ESRCH, "VM %s is not being moved", vm.rec.name), EXIT_REFUSED;
@@ -286,8 +292,7 @@ int command_tune(struct command_context *c, struct error *err)
 	return pass_on(c, json_pack("{s:s, s:O?}", "cmd", "tune", "bandwidth_bytes_per_s", bandwidth), err);
 }
 
-/* A finished move by the VM's name, after its record is gone: the newest result that names it. */
-static bool find_result(struct daemon *d, const char *name, json_t **out)
+bool move_result_find(struct daemon *d, const char *name, json_t **out)
 {
 	char path[REGISTRY_PATH_BYTES];
 	time_t newest = 0;
@@ -344,7 +349,7 @@ int command_watch(struct command_context *c, struct error *err)
 	if (!rc)
 		rc = jsonl_call(vmm, request, NULL, NULL, DAEMON_CALL_TIMEOUT_MS, NULL);
 	json_decref(request);
-	bool ended = find_result(d, name, &stored);
+	bool ended = move_result_find(d, name, &stored);
 	uint64_t epoch = ended ? (uint64_t)json_integer_value(json_object_get(stored, "epoch")) : 0;
 	const char *result = json_string_value(json_object_get(stored, "result"));
 	if (rc == 0) {

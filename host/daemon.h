@@ -106,8 +106,12 @@ struct vm_ref {
 	struct keeper *keeper;
 	char dir[REGISTRY_PATH_BYTES];
 };
-/* -ENOENT "no VM named X on this host". A UUID works as well as a name. */
+/* -ENOENT "no VM named X on this host", or where it moved to. A UUID works as well as a name. */
 int vm_find(struct daemon *d, const char *name, struct vm_ref *out, struct error *err);
+/* -EBUSY while it is arriving here and its snvmm lives: only its source acts on it. */
+int vm_check_arrived(struct daemon *d, struct vm_ref *vm, struct error *err);
+/* How the newest finished move of the VM with that name or UUID ended (its last line; new reference). */
+bool move_result_find(struct daemon *d, const char *name, json_t **out);
 /* host/vm_call.c. Connects to the live snvmm of the VM; -ECONNREFUSED or the like when there is none. */
 int vm_connect(const struct vm_ref *vm, struct jsonl **out, struct error *err);
 /* One request to it. */

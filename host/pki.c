@@ -177,10 +177,14 @@ static bool is_ip(const char *s)
 	return inet_pton(AF_INET, s, buf) == 1 || inet_pton(AF_INET6, s, buf) == 1;
 }
 
+/* A last label of digits is a mistyped IP address (RFC 1123, 2.1). */
 static bool is_dns(const char *s)
 {
 	size_t n = strlen(s);
-	return n > 0 && n < 254 &&
+	const char *last = strrchr(s, '.');
+	last = last ? last + 1 : s;
+	return n > 0 && n < 254 && s[0] != '.' && *last && !strstr(s, "..") &&
+	       strspn(last, "0123456789") != strlen(last) &&
 	       strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._") == n;
 }
 

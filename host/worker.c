@@ -239,12 +239,13 @@ static void serve(struct worker *w)
 		if (!cmd)
 			cmd = "";
 		if (!strcmp(cmd, "incoming")) {
-			rc = admit(w, request, &err);
-			if (rc < 0)
-				log_info("arrival refused: %s", err.message);
-			rc = answer(w, rc, &err);
+			rc = answer(w, admit(w, request, &err), &err);
 		} else if (!strcmp(cmd, "tokens")) {
 			rc = answer(w, take_tokens(w, request, &err), &err);
+		} else if (!strcmp(cmd, "refused")) {
+			const char *reason = json_string_value(json_object_get(request, "reason"));
+			log_info("arrival refused: %s", reason ? reason : "no reason given");
+			rc = answer(w, 0, &err);
 		} else if (!strcmp(cmd, "arrived")) {
 			pthread_mutex_lock(&w->daemon->lock);
 			w->arrived = true;

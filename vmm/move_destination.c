@@ -328,10 +328,22 @@ static void arrival_init(struct arrival *a, struct vm *vm, struct jsonl *daemon)
 		a->files[i].fd = -1;
 }
 
+/* This process's log is that of all who knock; the operator reads the daemon's. */
+static void tell_daemon_refused(struct arrival *a, const struct error *err)
+{
+	char text[ERROR_MESSAGE_BYTES + 256];
+	snprintf(text, sizeof text, "%s from %s: %s", a->vm->def.name[0] ? a->vm->def.name : "a VM", a->peer,
+		 err->message);
+	json_t *q = json_pack("{s:s, s:o}", "cmd", "refused", "reason", jsonl_text(text));
+	jsonl_write(a->daemon, q, -1, NULL);
+	json_decref(q);
+}
+
 static int refuse(struct arrival *a, struct error *err)
 {
 	json_t *o = json_pack("{s:o}", "reason", jsonl_text(err->message));
 	log_info("refused %s from %s: %s", a->vm->def.name, a->peer, err->message);
+	tell_daemon_refused(a, err);
 	move_link_send(a->link, FRAME_REFUSE, o, NULL);
 	json_decref(o);
 	/* the source reads the sentence and closes; a reset must not overtake it */

@@ -58,6 +58,7 @@ refuse 3 "no-such-folder/ca.key" "$BIN/snmigrate" pki issue "$T/no-such-folder" 
 refuse 3 "is not overwritten" "$BIN/snmigrate" pki init "$T/pki"
 refuse 3 "is not overwritten" "$BIN/snmigrate" pki issue "$T/pki" h1 127.0.0.1
 refuse 3 "neither an IP address nor a host name" "$BIN/snmigrate" pki issue "$T/pki" h3 'a b'
+refuse 3 "neither an IP address nor a host name" "$BIN/snmigrate" pki issue "$T/pki" h3 10.0.0.300
 refuse 3 "not a host name" "$BIN/snmigrate" pki issue "$T/pki" ../h3 127.0.0.1
 [ ! -e "$T/pki/h3.key" ] || fail "a refused certificate left a key"
 openssl verify -CAfile "$T/pki/ca.pem" "$T/pki/h1.pem" >/dev/null || fail "the certificate does not verify"

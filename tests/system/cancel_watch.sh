@@ -73,6 +73,13 @@ rc=0; wait $mover || rc=$?
 grep -q "snmigrate watch vm1.*snmigrate cancel vm1" "$T/move.err" || fail "after SIGINT: $(cat "$T/move.err")"
 [ "$(snvm a info vm1 --json | jq -r .migrating.destination)" = hostb ] || fail "the move does not go on: $(snvm a info vm1 --json)"
 refuse 3 "already being moved" snmigrate a vm1 hostb --with-storage
+# what arrives at the destination is not its VM yet
+for cmd in start stop delete pause console; do
+	refuse 3 "VM vm1 is arriving from host hosta" snvm b "$cmd" vm1
+done
+refuse 3 "VM vm1 is arriving from host hosta" snmigrate b cancel vm1
+refuse 3 "VM vm1 is arriving from host hosta" snmigrate b vm1 hosta --with-storage
+refuse 3 "no VM named vm9" snmigrate b resolve vm9 --run-here
 snmigrate a watch vm1 --json >"$T/watch.json" 2>"$T/watch.err" &
 watcher=$!
 snmigrate a watch vm1 >"$T/watch.txt" 2>&1 &

@@ -62,6 +62,14 @@ static int print_outcome(const json_t *o)
 	return 0;
 }
 
+static int request_resolve(struct snmigrate *s, const char *vm, const char *how, bool confirmed,
+			   json_t **reply)
+{
+	json_t *request = json_pack("{s:s, s:s, s:s, s:b}", "cmd", "resolve", "vm", vm, "how", how,
+				    "confirmed", confirmed);
+	return client_request("snmigrate", s->control, request, reply, RESOLVE_TIMEOUT_MS);
+}
+
 int snmigrate_resolve(struct snmigrate *s, int argc, char **argv)
 {
 	static const struct option known[] = {{"run-here", no_argument, NULL, 'r'},
@@ -86,18 +94,23 @@ int snmigrate_resolve(struct snmigrate *s, int argc, char **argv)
 	if (argc - optind != 1 || (run_here && give_up) || (confirmed && !run_here))
 		return snmigrate_usage_error("resolve takes one VM, and --run-here or --give-up or neither");
 	const char *vm = argv[optind];
+	json_t *reply = NULL;
+	int status = 0;
 	if (run_here && !confirmed) {
-		int status = confirm(vm);
+		/* the other side may settle it, and nobody confirms for a VM that is not there */
+		status = request_resolve(s, vm, "ask", false, &reply);
+		json_decref(reply);
+		reply = NULL;
+		if (!status)
+			status = confirm(vm);
 		if (status)
 			return status;
 	}
-	json_t *reply = NULL;
-	json_t *request = json_pack("{s:s, s:s, s:s, s:b}", "cmd", "resolve", "vm", vm, "how",
-				    run_here  ? "run-here"
-				    : give_up ? "give-up"
-					      : "ask",
-				    "confirmed", run_here);
-	int status = client_request("snmigrate", s->control, request, &reply, RESOLVE_TIMEOUT_MS);
+	status = request_resolve(s, vm,
+				 run_here  ? "run-here"
+				 : give_up ? "give-up"
+					   : "ask",
+				 run_here, &reply);
 	if (status == 0)
 		status = print_outcome(reply);
 	json_decref(reply);
