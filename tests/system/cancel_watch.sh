@@ -72,6 +72,7 @@ rc=0; wait $mover || rc=$?
 [ $rc = 130 ] || fail "after SIGINT: exit $rc: $(cat "$T/move.err")"
 grep -q "snmigrate watch vm1.*snmigrate cancel vm1" "$T/move.err" || fail "after SIGINT: $(cat "$T/move.err")"
 [ "$(snvm a info vm1 --json | jq -r .migrating.destination)" = hostb ] || fail "the move does not go on: $(snvm a info vm1 --json)"
+snvm a info vm1 | grep -q "^moving  to hostb, [0-9]* %, for [0-9]* s$" || fail "info does not tell of the move: $(snvm a info vm1)"
 refuse 3 "already being moved" snmigrate a vm1 hostb --with-storage
 # what arrives at the destination is not its VM yet
 for cmd in start stop delete pause console; do

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <getopt.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 #include "host/client.h"
 #include "host/exit.h"
@@ -75,11 +74,10 @@ static void print_info(const json_t *vm)
 	printf("name    %s\nuuid    %s\nstate   %s\n", text(vm, "name"), text(vm, "uuid"), text(vm, "state"));
 	if (*text(vm, "state_reason"))
 		printf("reason  %s\n", text(vm, "state_reason"));
-	if (json_is_object(migrating)) {
-		char *s = json_dumps(migrating, JSON_COMPACT);
-		printf("moving  %s\n", s ? s : "");
-		free(s);
-	}
+	if (json_is_object(migrating))
+		printf("moving  to %s, %.0f %%, for %lld s\n", text(migrating, "destination"),
+		       json_number_value(json_object_get(migrating, "percent")),
+		       (long long)json_integer_value(json_object_get(migrating, "elapsed_ms")) / 1000);
 	printf("memory  %lld MiB\ncpus    %lld\nfolder  %s\n",
 	       (long long)json_integer_value(json_object_get(vm, "memory_bytes")) >> 20,
 	       (long long)json_integer_value(json_object_get(vm, "cpus")), text(vm, "folder"));
