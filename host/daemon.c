@@ -36,15 +36,42 @@
 
 struct arrival {
 	struct daemon *daemon;
+	struct arrival *next; /* daemon->lock */
 	int fd;
-	char from[INET6_ADDRSTRLEN + 8];
+	char from[DAEMON_ADDRESS_CHARS];
 };
+
+static bool arrival_add(struct arrival *a)
+{
+	struct daemon *d = a->daemon;
+	unsigned same = 0;
+	SCOPE_LOCK(&d->lock);
+	for (const struct arrival *o = d->arrivals; o; o = o->next)
+		same += !strcmp(o->from, a->from);
+	if (d->preambles >= DAEMON_PREAMBLES_MAX || same >= DAEMON_PREAMBLES_MAX / DAEMON_SHARE_OF_ONE)
+		return false;
+	d->preambles++;
+	a->next = d->arrivals;
+	d->arrivals = a;
+	return true;
+}
+
+static void arrival_remove(struct arrival *a)
+{
+	struct daemon *d = a->daemon;
+	SCOPE_LOCK(&d->lock);
+	struct arrival **at = &d->arrivals;
+	while (*at != a)
+		at = &(*at)->next;
+	*at = a->next;
+	d->preambles--;
+}
 
 /* Once a minute and address: whoever scans the port must not fill the log. */
 static bool may_log_garbage(struct daemon *d, const char *from)
 {
 	static struct {
-		char from[INET6_ADDRSTRLEN + 8];
+		char from[DAEMON_ADDRESS_CHARS];
 		uint64_t at_ms;
 	} seen[GARBAGE_REMEMBERED];
 	uint64_t now = clock_now_ms();
@@ -72,15 +99,13 @@ static void *read_preamble(void *arg)
 	struct preamble pre;
 	struct error err = ERROR_INIT;
 	int rc = preamble_read(a->fd, PREAMBLE_TIMEOUT_MS, &pre, &err);
-	pthread_mutex_lock(&d->lock);
-	d->preambles--;
-	pthread_mutex_unlock(&d->lock);
+	arrival_remove(a);
 	if (rc < 0) {
 		if (may_log_garbage(d, a->from))
 			log_warn("connection from %s closed: %s", a->from, err.message);
 		close(a->fd);
 	} else if (pre.channel == CHANNEL_CONTROL) {
-		worker_start(d, a->fd);
+		worker_start(d, a->fd, a->from);
 	} else {
 		worker_route(d, channel_name(pre.channel), pre.token, a->fd);
 	}
@@ -108,23 +133,19 @@ static void accept_tcp(struct daemon *d, int listener)
 		if (getnameinfo((struct sockaddr *)&addr, len, a->from, sizeof a->from, NULL, 0,
 				NI_NUMERICHOST))
 			strcpy(a->from, "?");
-		pthread_mutex_lock(&d->lock);
-		room = d->preambles < DAEMON_PREAMBLES_MAX;
-		if (room)
-			d->preambles++;
-		pthread_mutex_unlock(&d->lock);
+		room = arrival_add(a);
 	}
 	if (room && pthread_create(&thread, NULL, read_preamble, a) == 0) {
 		pthread_detach(thread);
 		return;
 	}
-	if (room) {
-		SCOPE_LOCK(&d->lock);
-		d->preambles--;
-	} else if (a && may_log_garbage(d, a->from)) {
-		log_warn("connection from %s closed: %d others have not said yet what they want", a->from,
-			 DAEMON_PREAMBLES_MAX);
-	}
+	if (room)
+		arrival_remove(a);
+	else if (a && may_log_garbage(d, a->from))
+		log_warn("connection from %s closed: too many others, here or from there, have not said yet "
+			 "what they "
+			 "want",
+			 a->from);
 	free(a);
 	close(fd);
 }

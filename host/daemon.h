@@ -26,9 +26,12 @@
 /* Serves until SIGTERM or SIGINT; the VMs go on. */
 int daemon_run(const struct host_config *cfg, struct error *err);
 
-#define DAEMON_SNVMM_PROTOCOL	1
-#define DAEMON_UNPROVEN_MAX	32
-#define DAEMON_PREAMBLES_MAX	64
+#define DAEMON_SNVMM_PROTOCOL 1
+#define DAEMON_UNPROVEN_MAX   32
+#define DAEMON_PREAMBLES_MAX  64
+/* One address has at most half of each, so that it cannot keep the others out. */
+#define DAEMON_SHARE_OF_ONE	2
+#define DAEMON_ADDRESS_CHARS	64
 #define DAEMON_CLIENTS_MAX	256
 #define DAEMON_GROUP_TIMEOUT_MS 10000
 #define DAEMON_ORDERLY_END_MS	5000 /* what a killed snvmm left behind ends by itself */
@@ -40,6 +43,7 @@ int daemon_run(const struct host_config *cfg, struct error *err);
 
 struct keeper;
 struct worker;
+struct arrival;
 
 struct daemon {
 	const struct host_config *cfg;
@@ -47,6 +51,7 @@ struct daemon {
 	pthread_cond_t changed; /* CLOCK_MONOTONIC; broadcast when a keeper's state changes */
 	struct keeper *keepers;
 	struct worker *workers;
+	struct arrival *arrivals; /* connections in their preamble */
 	unsigned preambles, clients, unproven;
 	unsigned next_connection;
 	int stop_fd; /* eventfd, readable once the daemon ends */
@@ -92,8 +97,8 @@ int keeper_empty_group(struct keeper *k, struct error *err);
 int keepers_start(struct daemon *d, struct error *err);
 void daemon_timed_wait(struct daemon *d, unsigned ms);
 
-/* host/worker.c: takes the connection over. */
-void worker_start(struct daemon *d, int fd);
+/* host/worker.c: takes the connection over; `from` is its address. */
+void worker_start(struct daemon *d, int fd, const char *from);
 /* Passes a data connection (taken over) to the worker that has the token. */
 void worker_route(struct daemon *d, const char *channel, const char *token, int fd);
 

@@ -31,6 +31,7 @@ struct worker {
 	struct worker *next;
 	struct jsonl *link;
 	char group[48];
+	char from[DAEMON_ADDRESS_CHARS];
 	pid_t pid;
 	int pidfd;
 	/* under daemon->lock */
@@ -317,7 +318,16 @@ static int start(struct worker *w, int fd, struct error *err)
 	return w->link && w->pidfd >= 0 ? 0 : error_errno(err, ENOMEM, "snvmm");
 }
 
-void worker_start(struct daemon *d, int fd)
+/* daemon->lock held. */
+static bool has_room(struct daemon *d, const char *from)
+{
+	unsigned same = 0;
+	for (const struct worker *w = d->workers; w; w = w->next)
+		same += !w->admitted && !strcmp(w->from, from);
+	return d->unproven < DAEMON_UNPROVEN_MAX && same < DAEMON_UNPROVEN_MAX / DAEMON_SHARE_OF_ONE;
+}
+
+void worker_start(struct daemon *d, int fd, const char *from)
 {
 	CLEANUP_FD int conn = fd;
 	struct error err = ERROR_INIT;
@@ -327,14 +337,15 @@ void worker_start(struct daemon *d, int fd)
 	w->daemon = d;
 	w->pidfd = -1;
 	pthread_mutex_lock(&d->lock);
-	bool room = d->unproven < DAEMON_UNPROVEN_MAX;
+	snprintf(w->from, sizeof w->from, "%s", from);
+	bool room = has_room(d, from);
 	if (room)
 		d->unproven++;
 	snprintf(w->group, sizeof w->group, "connection-%d-%u", (int)getpid(), d->next_connection++);
 	pthread_mutex_unlock(&d->lock);
 	if (!room) {
-		log_warn("%d connections have not proved themselves yet, closing another one",
-			 DAEMON_UNPROVEN_MAX);
+		log_warn("too many connections have not proved themselves yet, closing another one from %s",
+			 from);
 		free(w);
 		return;
 	}
