@@ -70,6 +70,12 @@ int block_extents(struct block *blk, uint64_t offset_bytes, uint64_t len_bytes, 
 	return 0;
 }
 
+void block_drop_cache(struct block *blk, uint64_t offset_bytes, uint64_t len_bytes)
+{
+	if (blk->ops->drop_cache)
+		blk->ops->drop_cache(blk, offset_bytes, len_bytes);
+}
+
 void block_close(struct block *blk)
 {
 	if (blk)

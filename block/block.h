@@ -77,6 +77,9 @@ struct block_ops {
 	 * covering at most len_bytes and at least one byte; sets *n. NULL: everything is data. */
 	int (*extents)(struct block *blk, uint64_t offset_bytes, uint64_t len_bytes, struct block_extent *ext,
 		       unsigned *n, struct error *err);
+	/* Any thread, may block. What a page cache keeps of the range is dropped where it is durable, so that
+	 * it is read from the media next. NULL: there is no cache. */
+	void (*drop_cache)(struct block *blk, uint64_t offset_bytes, uint64_t len_bytes);
 	/* Waits for requests in flight, closes, frees. Called once, no request may come after. */
 	void (*close)(struct block *blk);
 };
@@ -95,6 +98,8 @@ int block_submit(struct block *blk, struct block_request *req);
 /* As the op; without one, a single data extent. */
 int block_extents(struct block *blk, uint64_t offset_bytes, uint64_t len_bytes, struct block_extent *ext,
 		  unsigned *n, struct error *err);
+/* As the op. */
+void block_drop_cache(struct block *blk, uint64_t offset_bytes, uint64_t len_bytes);
 /* NULL is fine. */
 void block_close(struct block *blk);
 

@@ -200,10 +200,19 @@ static void qcow2_close(struct block *blk)
 	free(disk);
 }
 
+/* The host's cache of the whole file; qemu-nbd keeps metadata alone. */
+static void qcow2_drop_cache(struct block *blk, uint64_t offset_bytes, uint64_t len_bytes)
+{
+	(void)offset_bytes;
+	(void)len_bytes;
+	posix_fadvise(((struct qcow2_disk *)blk)->image_fd, 0, 0, POSIX_FADV_DONTNEED);
+}
+
 static const struct block_ops qcow2_ops = {
 	.name = "qcow2",
 	.submit = qcow2_submit,
 	.extents = qcow2_extents,
+	.drop_cache = qcow2_drop_cache,
 	.close = qcow2_close,
 };
 

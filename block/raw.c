@@ -72,6 +72,12 @@ static int raw_submit(struct block *blk, struct block_request *req)
 	return 0;
 }
 
+static void raw_drop_cache(struct block *blk, uint64_t offset_bytes, uint64_t len_bytes)
+{
+	struct raw_disk *disk = (struct raw_disk *)blk;
+	posix_fadvise(disk->fd, (off_t)offset_bytes, (off_t)len_bytes, POSIX_FADV_DONTNEED);
+}
+
 static void raw_close(struct block *blk)
 {
 	struct raw_disk *disk = (struct raw_disk *)blk;
@@ -94,6 +100,7 @@ static const struct block_ops raw_ops = {
 	.name = "raw",
 	.submit = raw_submit,
 	.extents = raw_extents,
+	.drop_cache = raw_drop_cache,
 	.close = raw_close,
 };
 

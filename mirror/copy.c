@@ -496,6 +496,8 @@ static void *copy_main(void *arg)
 	/* Changes that passed through before the session was there hold no range. */
 	while (m->passing && !quit(s))
 		pthread_cond_wait(&m->changed, &m->lock);
+	while (s->held && !quit(s))
+		pthread_cond_wait(&s->copy_wake, &m->lock);
 	run_pass(s);
 	copy_abandon(s, &work);
 	while (s->reading)

@@ -19,7 +19,8 @@ int chunk_map_create(uint64_t size_bytes, uint32_t chunk_bytes, struct chunk_map
 	map->synced = bitmap_alloc(map->nchunks + 1);
 	map->copying = bitmap_alloc(map->nchunks + 1);
 	map->touched = bitmap_alloc(map->nchunks + 1);
-	if (!map->synced || !map->copying || !map->touched) {
+	map->verified = bitmap_alloc(map->nchunks + 1);
+	if (!map->synced || !map->copying || !map->touched || !map->verified) {
 		chunk_map_free(map);
 		return -ENOMEM;
 	}
@@ -34,6 +35,8 @@ void chunk_map_free(struct chunk_map *map)
 	free(map->synced);
 	free(map->copying);
 	free(map->touched);
+	free(map->verified);
+	proof_free(map->proof);
 	free(map);
 }
 
@@ -52,6 +55,30 @@ void chunk_map_set_synced(struct chunk_map *map, uint64_t chunk)
 	map->nsynced++;
 }
 
+void chunk_map_set_verified(struct chunk_map *map, uint64_t chunk)
+{
+	if (bitmap_test(map->verified, chunk))
+		return;
+	bitmap_set(map->verified, chunk);
+	map->verified_bytes += chunk_map_len(map, chunk);
+	map->nverified++;
+}
+
+static void clear_verified(struct chunk_map *map, uint64_t chunk)
+{
+	if (!bitmap_test(map->verified, chunk))
+		return;
+	bitmap_clear(map->verified, chunk);
+	map->verified_bytes -= chunk_map_len(map, chunk);
+	map->nverified--;
+}
+
+void chunk_map_forget_verified(struct chunk_map *map)
+{
+	bitmap_clear_range(map->verified, 0, map->nchunks);
+	map->nverified = map->verified_bytes = 0;
+}
+
 static uint64_t last_chunk(const struct chunk_map *map, uint64_t offset_bytes, uint64_t len_bytes)
 {
 	return (offset_bytes + len_bytes - 1) >> map->shift;
@@ -64,6 +91,7 @@ bool chunk_map_unsync(struct chunk_map *map, uint64_t offset_bytes, uint64_t len
 		if (!bitmap_test(map->synced, c))
 			continue;
 		bitmap_clear(map->synced, c);
+		clear_verified(map, c);
 		map->synced_bytes -= chunk_map_len(map, c);
 		map->nsynced--;
 		any = true;
@@ -121,13 +149,34 @@ bool chunk_map_next_run(const struct chunk_map *map, uint64_t *offset_bytes, uin
 	return true;
 }
 
+void chunk_map_watch(struct chunk_map *map, struct chunk_watch *w)
+{
+	w->next = map->watches;
+	map->watches = w;
+}
+
+void chunk_map_unwatch(struct chunk_map *map, struct chunk_watch *w)
+{
+	for (struct chunk_watch **p = &map->watches; *p; p = &(*p)->next)
+		if (*p == w) {
+			*p = w->next;
+			return;
+		}
+}
+
+static void mark(uint64_t *dirty, uint64_t watch_first, uint64_t n, uint64_t first, uint64_t last)
+{
+	if (first < watch_first)
+		first = watch_first;
+	for (uint64_t c = first; c <= last && c - watch_first < n; c++)
+		bitmap_set(dirty, c - watch_first);
+}
+
 void chunk_map_mark_scan(struct chunk_map *map, uint64_t offset_bytes, uint64_t len_bytes)
 {
-	if (!map->scan_n)
-		return;
 	uint64_t first = offset_bytes >> map->shift, last = last_chunk(map, offset_bytes, len_bytes);
-	if (first < map->scan_first)
-		first = map->scan_first;
-	for (uint64_t c = first; c <= last && c - map->scan_first < map->scan_n; c++)
-		bitmap_set(map->scan_dirty, c - map->scan_first);
+	if (map->scan_n)
+		mark(map->scan_dirty, map->scan_first, map->scan_n, first, last);
+	for (struct chunk_watch *w = map->watches; w; w = w->next)
+		mark(w->dirty, w->first, w->n, first, last);
 }

@@ -152,6 +152,7 @@ static int session_create(struct mirror *m, const struct mirror_options *opt, st
 	s->grace_ns =
 		(opt->write_grace_ms ? opt->write_grace_ms : MIRROR_GRACE_DEFAULT_MS) * UINT64_C(1000000);
 	s->remote_is_zero = opt->remote_is_zero;
+	s->held = opt->hold_pass;
 	s->bandwidth = opt->bandwidth;
 	s->failed_cb = opt->failed;
 	s->opaque = opt->opaque;
@@ -316,6 +317,7 @@ void mirror_stats(struct mirror *m, struct mirror_stats *out)
 	*out = m->stats;
 	if (m->map) {
 		out->synced_bytes = m->map->synced_bytes;
+		out->verified_bytes = m->map->verified_bytes;
 		out->all_synced = m->session && all_synced(m->session);
 	}
 	out->failed = m->session && m->session->failed;

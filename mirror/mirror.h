@@ -25,6 +25,9 @@ void mirror_free(struct mirror *m);
 struct mirror_options {
 	struct block *remote; /* taken over by the mirror from a successful start until it ended */
 	bool remote_is_zero;  /* created by this move: holes are skipped */
+	/* The pass does not begin before mirror_release_pass: first mirror_verify finds out what the remote
+	 * has. */
+	bool hold_pass;
 	bool keep_map; /* go on after a failure with a new connection to the same remote: synced chunks stay
 			  synced */
 	uint32_t chunk_bytes;	     /* 0 = default 1 MiB; power of two */
@@ -50,6 +53,7 @@ struct mirror_stats {
 	uint64_t synced_bytes; /* never falls but by a failure */
 	uint64_t data_bytes_copied, zero_bytes_copied, hole_bytes_skipped;
 	uint64_t mirrored_bytes; /* guest writes that went to both */
+	uint64_t verified_bytes; /* synced, and the remote's content agreed; falls as synced_bytes */
 	bool all_synced;
 	bool failed;
 };
@@ -62,6 +66,73 @@ int mirror_wait_synced(struct mirror *m, unsigned timeout_ms, struct error *err)
 /* Flushes the remote after the pass; later guest flushes go to both (until then the local disk is enough: if
  * this host dies, so does the move). */
 int mirror_flush_remote(struct mirror *m, struct error *err);
+struct mirror_hash {
+	uint64_t low, high;
+};
+
+/* The hashes of n chunks of a block from `first` on, with a few reads in flight; blocks. A chunk that is a
+ * hole counts as zeroes and is not read. XXH3-128 with the seed. */
+int mirror_hash_block(struct block *blk, uint32_t chunk_bytes, uint64_t seed, uint64_t first, unsigned n,
+		      struct mirror_hash *out, struct error *err);
+
+#define MIRROR_VERIFY_CHUNKS 16384u /* most chunks that are asked for at a time */
+
+struct mirror_verify_options {
+	/*
+	 * The remote holds something of an earlier session, and the pass is held: chunks that agree count as
+	 * synced and verified; the others are copied later. Otherwise (proof): all chunks must be synced,
+	 * those not verified yet are compared, and one that differs is an error.
+	 */
+	bool adopt;
+	uint64_t seed; /* one for all calls with a map; else nothing counts as verified any more */
+	/*
+	 * From threads of the verification, at most 3 at a time; blocks. The hashes of n chunks from
+	 * first_chunk on, as mirror_hash_block makes them from the remote's media, of what it had
+	 * acknowledged before the call. From then on the remote counts what is written to those chunks
+	 * (mirror/proof.h).
+	 */
+	int (*remote_hashes)(void *opaque, uint64_t first_chunk, unsigned n, struct mirror_hash *out,
+			     struct error *err);
+	void *opaque;
+};
+
+struct mirror_verify_result {
+	uint64_t chunks;	      /* looked at */
+	uint64_t agreed, differed;    /* of these */
+	uint64_t retried;	      /* times that a chunk was looked at again, as the guest wrote to it */
+	uint64_t bytes_read;	      /* of this side's data, holes apart */
+	uint64_t bad_offset, bad_len; /* with -EILSEQ: the first range that differs */
+	struct mirror_hash root;      /* over the hashes of all chunks; 0: they are not all verified */
+};
+
+/*
+ * Compares chunks with the remote's while the guest runs on; blocks, and holds up a guest's write to a chunk
+ * that is written all the time only, at most for the grace. One at a time; mirror_stop waits for it.
+ *
+ * 0; -EILSEQ: chunks differ (proof); -EAGAIN: a chunk became unsynced: wait for the pass and call again;
+ * -ECANCELED; what ended the session; what remote_hashes or a local read returned.
+ */
+int mirror_verify(struct mirror *m, const struct mirror_verify_options *opt, struct mirror_verify_result *out,
+		  struct error *err);
+/* What the handover compares: with the guest's I/O quiesced and a mirror that is verified. */
+#define MIRROR_SUM_GROUPS 1024u
+struct mirror_sums {
+	struct mirror_hash root;  /* over the hashes of all chunks when they were compared */
+	struct mirror_hash total; /* of what was written since; the groups' sum */
+	uint64_t writes;	  /* how many were counted */
+	unsigned n;		  /* groups to which something was written, in order */
+	struct {
+		uint32_t group;
+		struct mirror_hash sum;
+	} groups[MIRROR_SUM_GROUPS];
+};
+/* False: not all is verified. Takes microseconds: everything is kept up to date. */
+bool mirror_sums(struct mirror *m, struct mirror_sums *out);
+/* Begins a pass that was held. */
+void mirror_release_pass(struct mirror *m);
+/* True when every chunk is synced and verified. */
+bool mirror_is_verified(struct mirror *m);
+
 /* With guest I/O quiesced: true when every chunk is synced, nothing is in flight, and nothing was copied
  * after the last mirror_flush_remote, if there was one. */
 bool mirror_is_consistent(struct mirror *m);

@@ -2,7 +2,8 @@
 /*
  * Private to the mirror. mirror.c: lifecycle and the filter block; map.c: chunk states; base/range_lock.c:
  * order of overlapping requests; write.c: guest writes, zeroes and discards; flush.c: flushes; copy.c: the
- * pass; silence.c: failure of a session, and the thread that watches it.
+ * pass; silence.c: failure of a session, and the thread that watches it; verify.c: the comparison with the
+ * remote's content; proof.c, hash.c: what is compared.
  *
  * One mutex a mirror (mirror->lock) guards everything but buffers on their way; it is never held over I/O, an
  * allocation of data, a copy of data, or a callback of somebody else. What becomes possible under the lock is
@@ -26,6 +27,7 @@
 #include "base/range_lock.h"
 #include "block/block.h"
 #include "mirror/mirror.h"
+#include "mirror/proof.h"
 
 #define MIRROR_CHUNK_DEFAULT_BYTES (1u << 20)
 #define MIRROR_CHUNK_MIN_BYTES	   4096u
@@ -45,14 +47,24 @@
 #define MIRROR_EXTENTS_PER_QUERY 32
 
 /* Tags of the entries in mirror->ranges. */
-enum { RANGE_OF_OP, RANGE_OF_COPY };
+enum { RANGE_OF_OP, RANGE_OF_COPY, RANGE_OF_VERIFY };
 
 /* --- map: mirror->lock held throughout --- */
+/* Chunks that are looked at without the range lock, and those of them written meanwhile. */
+struct chunk_watch {
+	struct chunk_watch *next;
+	uint64_t first, n;
+	uint64_t *dirty; /* by chunk - first */
+};
+
 struct chunk_map {
 	uint64_t size_bytes, nchunks, synced_bytes, nsynced;
 	uint32_t chunk_bytes;
 	unsigned shift;
 	uint64_t *synced, *copying;
+	uint64_t *verified, verified_bytes, nverified; /* the remote's content agreed */
+	struct proof *proof;			       /* from the first verification on */
+	struct chunk_watch *watches;
 	uint64_t *touched; /* the remote may hold something other than its initial zeroes */
 	/* chunks looked at for holes without the range lock, and those of them written meanwhile */
 	uint64_t scan_first, scan_n;
@@ -62,7 +74,9 @@ int chunk_map_create(uint64_t size_bytes, uint32_t chunk_bytes, struct chunk_map
 void chunk_map_free(struct chunk_map *map); /* NULL is fine */
 uint64_t chunk_map_len(const struct chunk_map *map, uint64_t chunk);
 void chunk_map_set_synced(struct chunk_map *map, uint64_t chunk);
-/* True if a chunk of the range was synced. */
+void chunk_map_set_verified(struct chunk_map *map, uint64_t chunk);
+void chunk_map_forget_verified(struct chunk_map *map); /* of all chunks */
+/* True if a chunk of the range was synced. It is not verified either. */
 bool chunk_map_unsync(struct chunk_map *map, uint64_t offset_bytes, uint64_t len_bytes);
 void chunk_map_touch(struct chunk_map *map, uint64_t offset_bytes, uint64_t len_bytes);
 bool chunk_map_all_synced(const struct chunk_map *map);
@@ -71,7 +85,11 @@ bool chunk_map_next_unsynced(const struct chunk_map *map, uint64_t from, uint64_
 /* Cuts [*offset, end) to its next run of synced chunks, at most max_bytes long; false if there is none. */
 bool chunk_map_next_run(const struct chunk_map *map, uint64_t *offset_bytes, uint64_t end_bytes,
 			uint64_t max_bytes, uint64_t *len_bytes);
+/* Something in the range changes or will. */
 void chunk_map_mark_scan(struct chunk_map *map, uint64_t offset_bytes, uint64_t len_bytes);
+/* The watch's dirty bits are clear. */
+void chunk_map_watch(struct chunk_map *map, struct chunk_watch *w);
+void chunk_map_unwatch(struct chunk_map *map, struct chunk_watch *w);
 
 /* --- requests to the remote --- */
 struct mirror_work;
@@ -109,6 +127,10 @@ struct mirror_op {
 	uint64_t session_id; /* that the pieces were planned for */
 	struct remote_piece *pieces;
 	unsigned npieces, pending_remote, refs;
+	struct mirror_hash *write_hashes; /* of the pieces' parts in each chunk; NULL: not counted */
+	uint64_t write_seed;
+	unsigned write_shift;
+	bool counted;  /* a chunk is verified */
 	bool started;  /* holds range and bounce */
 	bool attached; /* counted in session->attached: waits for the remote */
 	bool sent;     /* the remote may have got it */
@@ -177,6 +199,7 @@ struct session {
 
 	/* mirror->lock */
 	bool go, failed, stopping, cancelled;
+	bool held;		/* the pass */
 	bool report, reporting; /* failed_cb is due, is running */
 	struct error error;
 	unsigned submitting; /* threads between registering and having submitted to the remote */
@@ -212,6 +235,7 @@ struct mirror {
 	uint64_t passing; /* changes of the local disk that passed through without the range lock */
 	struct chunk_map *map;
 	struct session *session;
+	struct verify *verify; /* under way */
 	uint64_t session_ids;
 	struct range_lock ranges;
 	uint64_t bounce_used;
@@ -257,6 +281,16 @@ void session_fail(struct session *s, int code, struct mirror_work *work, const c
 	__attribute__((format(printf, 4, 5)));
 int mirror_worker_start(struct mirror *m, struct error *err); /* no lock held */
 void mirror_worker_stop(struct mirror *m);		      /* no lock held */
+/* verify.c */
+void verify_granted(struct range_entry *e);
+/* Gives back the range that a verification holds. */
+void verify_release(struct mirror *m, struct mirror_work *work);
+/* Gives back a chunk that is compared while the guest has waited for it for the grace. */
+void verify_check_patience(struct session *s, uint64_t now, struct mirror_work *work);
+/* What goes to verified chunks is counted: planned, hashed (no lock held; 0 or -ENOMEM), counted. */
+void verify_plan_op(struct mirror_op *op);
+int verify_hash_op(struct mirror_op *op);
+void verify_count_op(struct mirror_op *op);
 /* copy.c */
 int copy_create(struct session *s, unsigned requests, struct error *err); /* no lock held */
 void copy_free(struct session *s);					  /* no lock held */

@@ -43,6 +43,7 @@ void session_fail(struct session *s, int code, struct mirror_work *work, const c
 	while (s->flushes)
 		mirror_flush_detach(s->flushes, work);
 	copy_abandon(s, work);
+	verify_release(m, work);
 	mirror_bounce_retry(m, work);
 	copy_wake(s);
 	pthread_cond_broadcast(&m->changed);
@@ -64,7 +65,7 @@ void mirror_defer_done(struct mirror *m, struct block_request *req, int result)
 static bool guest_waits(const struct mirror *m, uint64_t *since_ns)
 {
 	for (struct range_entry *e = m->ranges.first; e; e = e->next) {
-		if (e->tag == RANGE_OF_COPY)
+		if (e->tag != RANGE_OF_OP)
 			continue;
 		const struct mirror_op *op = op_of(e);
 		if (!op->started || op->attached) {
@@ -164,7 +165,8 @@ static void *worker_main(void *arg)
 		struct mirror_work work;
 		mirror_work_init(&work);
 		check_silence(s, now, &work);
-		if (s->failed) {
+		verify_check_patience(s, now, &work);
+		if (s->failed || work.start || work.done) {
 			pthread_mutex_unlock(&m->lock);
 			mirror_work_run(m, &work);
 			pthread_mutex_lock(&m->lock);

@@ -63,6 +63,8 @@ void mirror_granted(struct mirror *m, struct range_entry *granted, struct mirror
 		if (e->tag == RANGE_OF_COPY)
 			copy_granted(
 				(struct copy_job *)(void *)((char *)e - offsetof(struct copy_job, range)));
+		else if (e->tag == RANGE_OF_VERIFY)
+			verify_granted(e);
 		else
 			mirror_op_activate(op_of(e), work);
 	}
@@ -78,6 +80,7 @@ static void op_unref(struct mirror_op *op, struct mirror_work *work)
 	m->bounce_used -= op->bounce_bytes;
 	bool freed = op->bounce_bytes != 0;
 	free(op->bounce);
+	free(op->write_hashes);
 	free(op->pieces);
 	free(op);
 	if (freed)
@@ -233,6 +236,7 @@ static bool op_plan(struct mirror_op *op)
 	}
 	op->npieces = plan_pieces(op, s, op->pieces);
 	op->session_id = s->id;
+	verify_plan_op(op);
 	if (has_data(op)) {
 		op->bounce_bytes = op->range.len_bytes;
 		m->bounce_used += op->bounce_bytes;
@@ -291,12 +295,12 @@ static int fill_bounce(struct mirror_op *op)
 }
 
 /* The session to which the pieces now belong, or NULL: it ended since they were planned. */
-static struct session *op_attach(struct mirror_op *op, bool have_bounce)
+static struct session *op_attach(struct mirror_op *op, bool have_memory)
 {
 	struct mirror *m = op->m;
 	pthread_mutex_lock(&m->lock);
 	struct session *s = m->session;
-	if (!have_bounce || !session_usable(s) || s->id != op->session_id) {
+	if (!have_memory || !session_usable(s) || s->id != op->session_id) {
 		op_go_local(op);
 		s = NULL;
 	} else {
@@ -306,6 +310,7 @@ static struct session *op_attach(struct mirror_op *op, bool have_bounce)
 			remote_piece_register(s, piece);
 			rate_limit_take_urgent(s->bandwidth, remote_piece_wire_bytes(piece));
 		}
+		verify_count_op(op);
 		op->pending_remote = op->npieces;
 		op->refs += op->npieces;
 		op->attached = op->sent = true;
@@ -322,7 +327,7 @@ void mirror_op_start(struct mirror_op *op)
 	struct session *s = NULL;
 	unsigned npieces = op->npieces;
 	if (npieces)
-		s = op_attach(op, !has_data(op) || fill_bounce(op) == 0);
+		s = op_attach(op, (!has_data(op) || fill_bounce(op) == 0) && verify_hash_op(op) == 0);
 	op->local = (struct block_request){
 		.op = op->req->op,
 		.flags = op->req->flags,
