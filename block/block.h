@@ -55,8 +55,9 @@ struct block_request {
 
 struct block_extent {
 	uint64_t len_bytes;
-	bool hole; /* not allocated; reads as zero */
-	bool zero; /* reads as zero */
+	bool hole;    /* not allocated; reads as zero */
+	bool zero;    /* reads as zero */
+	bool backing; /* not allocated in this image: what it reads as comes from below */
 };
 
 struct block_limits {

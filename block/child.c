@@ -17,7 +17,7 @@
 #include "base/clock.h"
 
 #define OUTPUT_MAX_BYTES (1u << 20)
-#define CHILD_FDS_MAX	 4
+#define CHILD_FDS_MAX	 10
 
 extern char **environ;
 
@@ -56,7 +56,8 @@ static void __attribute__((noreturn)) become(const char *path, const struct chil
 					     char *listen_pid, pid_t parent, int null_fd)
 {
 	int high[CHILD_FDS_MAX];
-	/* Not SIGKILL: a qemu-nbd cut off in the middle of a metadata table can leave a qcow2 image corrupt. */
+	/* Not SIGKILL: a qemu-nbd cut off in the middle of a metadata table can leave a qcow2 image corrupt.
+	 */
 	prctl(PR_SET_PDEATHSIG, SIGTERM);
 	if (getppid() != parent)
 		_exit(127);

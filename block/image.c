@@ -12,6 +12,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "block/chain.h"
 #include "block/child.h"
 #include "block/image.h"
 #include "block/open.h"
@@ -30,10 +31,13 @@ static json_int_t number(json_t *obj, const char *key)
 	return json_integer_value(json_object_get(obj, key));
 }
 
-int block_qcow2_check(int fd, struct qcow2_header *head, struct error *err)
+int block_qcow2_check(int fd, bool is_device, struct qcow2_header *head, struct error *err)
 {
-	static const char *const argv[] = {"qemu-img",	    "check",	      "-f", "qcow2",
-					   "--output=json", CHILD_FD_PATH(3), NULL};
+	struct image_chain alone = {.nlayers = 1,
+				    .layers = {{.format = BLOCK_FORMAT_QCOW2, .is_device = is_device}}};
+	char image[CHAIN_TEXT_BYTES];
+	chain_describe(&alone, 3, image);
+	const char *const argv[] = {"qemu-img", "check", "--output=json", image, NULL};
 	struct child_spec spec = {
 		.tool = "qemu-img", .argv = argv, .fds = &fd, .nfds = 1, .out_fd = -1, .err_fd = -1};
 	struct child_result res;
@@ -70,7 +74,7 @@ int block_qcow2_check(int fd, struct qcow2_header *head, struct error *err)
 static int qcow2_info(int fd, bool in_use, struct block_image_info *info, struct error *err)
 {
 	struct qcow2_header head;
-	int rc = qcow2_header_read(fd, false, &head, err);
+	int rc = qcow2_header_read(fd, &head, err);
 	if (rc)
 		return rc;
 	info->virtual_bytes = head.virtual_bytes;
@@ -78,12 +82,17 @@ static int qcow2_info(int fd, bool in_use, struct block_image_info *info, struct
 	snprintf(info->compat, sizeof info->compat, "%s", head.version == 2 ? "0.10" : "1.1");
 	info->lazy_refcounts = head.lazy_refcounts;
 	info->extended_l2 = head.extended_l2;
+	info->refcount_bits = head.refcount_bits;
+	info->zstd = head.zstd;
 	info->has_backing = head.has_backing || head.has_data_file;
+	snprintf(info->backing_name, sizeof info->backing_name, "%s", head.backing_name);
+	if (block_format_parse(head.backing_format, &info->backing_format))
+		info->backing_format = BLOCK_FORMAT_RAW;
 	if (head.corrupt)
-		return error_set(err, EINVAL, "the qcow2 image is marked corrupt (qemu-img check -r)");
-	if (in_use || head.has_backing || head.has_data_file || head.encrypted)
+		return qcow2_header_usable(&head, err);
+	if (in_use || head.has_data_file || head.encrypted)
 		return 0; /* nothing may be concluded from a moving image, nor other files be touched */
-	return block_qcow2_check(fd, &head, err);
+	return block_qcow2_check(fd, info->is_block_device, &head, err);
 }
 
 int block_image_info(const char *path, enum block_format format, bool in_use, struct block_image_info *info,
@@ -105,6 +114,7 @@ int block_image_info(const char *path, enum block_format format, bool in_use, st
 	} else if (S_ISREG(st.st_mode)) {
 		info->virtual_bytes = (uint64_t)st.st_size;
 		info->allocated_bytes = (uint64_t)st.st_blocks * 512;
+		info->file_bytes = (uint64_t)st.st_size;
 	} else {
 		return error_set(err, EINVAL, "%s: neither a regular file nor a block device", path);
 	}
@@ -116,17 +126,27 @@ int block_image_info(const char *path, enum block_format format, bool in_use, st
 
 static int format_qcow2(int fd, const struct block_image_info *like, struct error *err)
 {
-	char options[160], size[32];
+	char options[256], size[32];
 	uint32_t cluster = like->cluster_bytes ? like->cluster_bytes : 65536;
 	const char *compat = like->compat[0] ? like->compat : "1.1";
 	if (strcmp(compat, "0.10") != 0 && strcmp(compat, "1.1") != 0)
 		return error_set(err, EINVAL, "qcow2 compatibility level \"%s\"", compat);
-	snprintf(options, sizeof options, "compat=%s,cluster_size=%u%s%s", compat, cluster,
-		 like->lazy_refcounts ? ",lazy_refcounts=on" : "",
-		 like->extended_l2 ? ",extended_l2=on" : "");
+	snprintf(options, sizeof options, "compat=%s,cluster_size=%u,refcount_bits=%u%s%s%s", compat, cluster,
+		 like->refcount_bits ? like->refcount_bits : 16,
+		 like->lazy_refcounts ? ",lazy_refcounts=on" : "", like->extended_l2 ? ",extended_l2=on" : "",
+		 like->zstd ? ",compression_type=zstd" : "");
 	snprintf(size, sizeof size, "%llu", (unsigned long long)like->virtual_bytes);
-	const char *const argv[] = {"qemu-img", "create",	  "-q", "-f", "qcow2", "-o",
-				    options,	CHILD_FD_PATH(3), size, NULL};
+	const char *argv[16] = {"qemu-img", "create", "-q", "-f", "qcow2", "-o", options};
+	unsigned n = 7;
+	if (like->backing_name[0]) {
+		argv[n++] = "-u"; /* it is not opened */
+		argv[n++] = "-b";
+		argv[n++] = like->backing_name;
+		argv[n++] = "-F";
+		argv[n++] = block_format_name(like->backing_format);
+	}
+	argv[n++] = CHILD_FD_PATH(3);
+	argv[n++] = size;
 	struct child_spec spec = {
 		.tool = "qemu-img", .argv = argv, .fds = &fd, .nfds = 1, .out_fd = -1, .err_fd = -1};
 	struct child_result res;
@@ -138,7 +158,9 @@ static int format_qcow2(int fd, const struct block_image_info *like, struct erro
 		return error_set(err, EIO, "qemu-img create: %s",
 				 res.complaint[0] ? res.complaint : "failed without a word");
 	struct qcow2_header head;
-	rc = qcow2_header_read(fd, true, &head, err);
+	rc = qcow2_header_read(fd, &head, err);
+	if (rc == 0 && strcmp(head.backing_name, like->backing_name) != 0)
+		rc = error_set(err, EIO, "qemu-img create wrote another backing file's name");
 	if (rc == 0 && head.virtual_bytes != like->virtual_bytes)
 		rc = error_set(err, EIO, "qemu-img create made %llu bytes instead of %llu",
 			       (unsigned long long)head.virtual_bytes,

@@ -23,10 +23,9 @@
 #include "base/cleanup.h"
 #include "base/cond.h"
 #include "base/log.h"
+#include "block/chain.h"
 #include "block/child.h"
 #include "block/cluster_order.h"
-#include "block/image.h"
-#include "block/qcow2_header.h"
 #include "block/raw.h"
 #include "nbd/nbd.h"
 
@@ -38,7 +37,7 @@ struct qcow2_disk {
 	struct block block; /* first */
 	struct block *nbd;
 	struct cluster_order order; /* over nbd, once that is open */
-	int image_fd;		    /* holds the lock */
+	struct image_chain chain;   /* holds the locks */
 	/* PR_SET_PDEATHSIG goes by thread: this one starts the child and stays as long as it. */
 	pthread_t keeper;
 	bool has_keeper;
@@ -51,29 +50,35 @@ struct qcow2_disk {
 	char complaint[256];
 	/* for the keeper's start */
 	int listen_fd;
-	bool direct, read_only;
+	bool read_only;
 };
 
 static int start_child(struct qcow2_disk *disk, int err_fd, pid_t *pid, struct error *err)
 {
+	const struct image_chain *chain = &disk->chain;
 	const char *argv[12];
+	char image[CHAIN_TEXT_BYTES];
 	unsigned n = 0;
+	chain_describe(chain, 4, image);
 	argv[n++] = "qemu-nbd";
-	argv[n++] = "--format=qcow2";
 	argv[n++] = "--shared=1";
 	argv[n++] = "--discard=unmap";
 	argv[n++] = "--detect-zeroes=off";
-	argv[n++] = disk->direct ? "--cache=none" : "--cache=writeback";
-	argv[n++] = disk->direct ? "--aio=native" : "--aio=threads";
+	argv[n++] = chain->direct ? "--cache=none" : "--cache=writeback";
+	argv[n++] = chain->direct ? "--aio=native" : "--aio=threads";
 	if (disk->read_only)
 		argv[n++] = "--read-only";
-	argv[n++] = CHILD_FD_PATH(4);
+	if (chain->nlayers > 1)
+		argv[n++] = "--allocation-depth";
+	argv[n++] = image;
 	argv[n] = NULL;
-	int fds[2] = {disk->listen_fd, disk->image_fd};
+	int fds[2 + BLOCK_BACKING_MAX] = {disk->listen_fd};
+	for (unsigned i = 0; i < chain->nlayers; i++)
+		fds[1 + i] = chain->layers[i].fd;
 	struct child_spec spec = {.tool = "qemu-nbd",
 				  .argv = argv,
 				  .fds = fds,
-				  .nfds = 2,
+				  .nfds = 1 + chain->nlayers,
 				  .listen_fd = true,
 				  .out_fd = -1,
 				  .err_fd = err_fd};
@@ -193,7 +198,7 @@ static void qcow2_close(struct block *blk)
 	cluster_order_drain(&disk->order);
 	block_close(disk->nbd);
 	end_child(disk, opened);
-	close(disk->image_fd);
+	chain_close(&disk->chain);
 	cluster_order_destroy(&disk->order);
 	pthread_mutex_destroy(&disk->lock);
 	pthread_cond_destroy(&disk->changed);
@@ -278,7 +283,9 @@ static int drive(struct qcow2_disk *disk, const struct block_open_options *opt, 
 		close(conn);
 		return rc;
 	}
-	struct nbd_client_options copt = {.label = disk->block.label, .timeout_ms = REQUEST_TIMEOUT_MS};
+	struct nbd_client_options copt = {.label = disk->block.label,
+					  .timeout_ms = REQUEST_TIMEOUT_MS,
+					  .allocation_depth = disk->chain.nlayers > 1};
 	rc = nbd_client_open(&conn, 1, &copt, &disk->nbd, err);
 	if (rc == 0)
 		return 0;
@@ -290,67 +297,37 @@ static int drive(struct qcow2_disk *disk, const struct block_open_options *opt, 
 	return rc;
 }
 
-static int open_image(const char *path, const struct block_open_options *opt, bool *direct, struct error *err)
-{
-	int flags = (opt->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
-	CLEANUP_FD int fd = open(path, flags);
-	if (fd < 0)
-		return error_errno(err, errno, "%s: open", path);
-	struct stat st;
-	if (fstat(fd, &st))
-		return error_errno(err, errno, "%s: stat", path);
-	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
-		return error_set(err, EINVAL, "%s: neither a regular file nor a block device", path);
-	*direct = false;
-	if (opt->direct) {
-		int probe = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC | O_NONBLOCK);
-		*direct = probe >= 0;
-		if (probe >= 0)
-			close(probe);
-	}
-	return steal_fd(&fd);
-}
-
 int qcow2_open(const char *path, const struct block_open_options *opt, struct block **out, struct error *err)
 {
 	if (!opt->run_dir)
 		return error_set(err, EINVAL, "%s: qcow2 needs a folder for its socket", path);
-	bool direct = false;
-	CLEANUP_FD int fd = open_image(path, opt, &direct, err);
-	if (fd < 0)
-		return fd;
-	int rc = block_lock_fd(fd, path, BLOCK_FORMAT_QCOW2, opt->read_only, err);
-	if (rc)
-		return rc;
-	struct qcow2_header head;
-	rc = qcow2_header_read(fd, true, &head, err);
-	if (rc == 0)
-		rc = block_qcow2_check(fd, &head, err);
-	if (rc)
-		return error_prefix(err, "%s", path);
-	if (head.nsnapshots)
-		log_warn("%s: %u internal snapshots: only the present state is served", path,
-			 head.nsnapshots);
-
 	struct qcow2_disk *disk = calloc(1, sizeof *disk);
 	if (!disk)
 		return error_errno(err, ENOMEM, "%s", path);
+	int rc = chain_open(path, opt, &disk->chain, err);
+	if (rc) {
+		free(disk);
+		return rc;
+	}
+	const struct qcow2_header *head = &disk->chain.layers[0].head;
+	if (head->nsnapshots)
+		log_warn("%s: %u internal snapshots: only the present state is served", path,
+			 head->nsnapshots);
 	disk->block.ops = &qcow2_ops;
 	snprintf(disk->block.label, sizeof disk->block.label, "%s", opt->label ? opt->label : path);
-	disk->image_fd = steal_fd(&fd);
 	disk->listen_fd = -1;
-	disk->direct = direct;
 	disk->read_only = opt->read_only;
 	pthread_mutex_init(&disk->lock, NULL);
 	cond_init_monotonic(&disk->changed);
-	cluster_order_init(&disk->order, NULL, head.cluster_bytes);
-	disk->order.reads_apart = head.compressed;
+	cluster_order_init(&disk->order, NULL, head->cluster_bytes);
+	for (unsigned i = 0; i < disk->chain.nlayers; i++)
+		disk->order.reads_apart |= disk->chain.layers[i].head.compressed;
 	rc = drive(disk, opt, err);
 	disk->order.below = disk->nbd;
-	if (rc == 0 && disk->nbd->size_bytes != head.virtual_bytes)
+	if (rc == 0 && disk->nbd->size_bytes != head->virtual_bytes)
 		rc = error_set(err, EIO, "qemu-nbd serves %llu bytes instead of %llu",
 			       (unsigned long long)disk->nbd->size_bytes,
-			       (unsigned long long)head.virtual_bytes);
+			       (unsigned long long)head->virtual_bytes);
 	if (rc) {
 		qcow2_close(&disk->block);
 		return error_prefix(err, "%s", path);

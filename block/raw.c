@@ -88,7 +88,7 @@ static void raw_close(struct block *blk)
 	raw_uring_free(disk->ring);
 	raw_pool_free(disk->pool);
 	/* The kernel tears a ring down in its own time, and its registered file with it. */
-	block_unlock_fd(disk->fd, BLOCK_FORMAT_RAW);
+	block_unlock_fd(disk->fd, disk->lock_as);
 	close(disk->fd);
 	pthread_mutex_destroy(&disk->rmw_lock);
 	pthread_mutex_destroy(&disk->idle_lock);
@@ -122,6 +122,10 @@ static uint32_t direct_alignment(int fd, uint32_t device_block)
 static int open_fd(const char *path, const struct block_open_options *opt, bool *direct, struct error *err)
 {
 	int flags = (opt->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
+	struct stat st;
+	/* Of a block device the kernel knows whether it is mounted or held otherwise. */
+	if (!opt->read_only && stat(path, &st) == 0 && S_ISBLK(st.st_mode))
+		flags |= O_EXCL;
 	int fd = -1;
 	*direct = opt->direct;
 	if (opt->direct) {
@@ -131,6 +135,9 @@ static int open_fd(const char *path, const struct block_open_options *opt, bool 
 	}
 	if (!*direct)
 		fd = open(path, flags);
+	if (fd < 0 && errno == EBUSY)
+		return error_set(err, EBUSY, "%s: the block device is in use (mounted, or held by another)",
+				 path);
 	if (fd < 0)
 		return error_errno(err, errno, "%s: open", path);
 	return fd;
@@ -157,6 +164,11 @@ int raw_open(const char *path, const struct block_open_options *opt, struct bloc
 			return error_set(err, EROFS, "%s: the block device is read-only", path);
 		if (block_bytes >= SECTOR_BYTES && block_bytes <= 65536 && !(block_bytes & (block_bytes - 1)))
 			device_block = (uint32_t)block_bytes;
+		if (opt->size_bytes > size)
+			return error_set(err, ENOSPC, "%s: the block device has %llu bytes, the disk %llu",
+					 path, (unsigned long long)size, (unsigned long long)opt->size_bytes);
+		if (opt->size_bytes)
+			size = opt->size_bytes;
 	} else {
 		return error_set(err, EINVAL, "%s: neither a regular file nor a block device", path);
 	}
@@ -164,7 +176,8 @@ int raw_open(const char *path, const struct block_open_options *opt, struct bloc
 	int fl = fcntl(fd, F_GETFL);
 	if (fl < 0 || fcntl(fd, F_SETFL, fl & ~O_NONBLOCK))
 		return error_errno(err, errno, "%s: fcntl", path);
-	int rc = block_lock_fd(fd, path, BLOCK_FORMAT_RAW, opt->read_only, err);
+	enum block_format lock_as = opt->read_only && opt->as_backing ? BLOCK_FORMAT_QCOW2 : BLOCK_FORMAT_RAW;
+	int rc = block_lock_fd(fd, path, lock_as, opt->read_only, err);
 	if (rc)
 		return rc;
 
@@ -177,7 +190,9 @@ int raw_open(const char *path, const struct block_open_options *opt, struct bloc
 		.request_alignment = 1, .read_only = opt->read_only, .can_multi_conn = true};
 	snprintf(disk->block.label, sizeof disk->block.label, "%s", opt->label ? opt->label : path);
 	disk->fd = steal_fd(&fd);
+	disk->lock_as = lock_as;
 	disk->is_device = S_ISBLK(st.st_mode);
+	disk->file_bytes = disk->is_device ? 0 : (uint64_t)st.st_size;
 	disk->direct = direct;
 	disk->align = direct ? direct_alignment(disk->fd, device_block) : 1;
 	disk->zero_align = device_block;

@@ -22,7 +22,9 @@ struct raw_uring;
 struct raw_disk {
 	struct block block; /* first */
 	int fd;
+	enum block_format lock_as;
 	bool is_device;
+	uint64_t file_bytes; /* of a regular file when it was opened: an end before that is an error */
 	bool direct;
 	uint32_t align;	     /* of offsets, lengths and memory for O_DIRECT; 1 when buffered */
 	uint32_t zero_align; /* of fallocate and BLKZEROOUT: logical block of a device, else 1 */

@@ -142,6 +142,11 @@ bool raw_op_advance(struct raw_op *op, ssize_t n, int *result)
 	/* The end of the file, which under O_DIRECT shows as a count that is no multiple: the rest reads as
 	 * zero. */
 	if (n == 0 || n % op->disk->align) {
+		if (op->offset_bytes < op->disk->file_bytes) {
+			*result =
+				-EIO; /* somebody cut the file: that its data reads as zero would be a lie */
+			return true;
+		}
 		for (int i = op->first; i < op->niov; i++)
 			memset(op->iov[i].iov_base, 0, op->iov[i].iov_len);
 		return true;
@@ -168,10 +173,10 @@ void raw_op_complete(struct raw_op *op, int result)
 	}
 }
 
-static int pread_full(int fd, char *buf, size_t len, uint64_t offset, uint32_t align)
+static int pread_full(const struct raw_disk *disk, char *buf, size_t len, uint64_t offset)
 {
 	while (len) {
-		ssize_t n = pread(fd, buf, len, (off_t)offset);
+		ssize_t n = pread(disk->fd, buf, len, (off_t)offset);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
@@ -179,7 +184,9 @@ static int pread_full(int fd, char *buf, size_t len, uint64_t offset, uint32_t a
 		buf += n;
 		len -= (size_t)n;
 		offset += (uint64_t)n;
-		if (n == 0 || (size_t)n % align) {
+		if (n == 0 || (size_t)n % disk->align) {
+			if (offset < disk->file_bytes)
+				return -EIO;
 			memset(buf, 0, len);
 			return 0;
 		}
@@ -216,10 +223,10 @@ static int write_unaligned(struct raw_disk *disk, const struct iovec *iov, int n
 	SCOPE_LOCK(&disk->rmw_lock);
 	int rc = 0;
 	if (offset != begin)
-		rc = pread_full(disk->fd, buf, disk->align, begin, disk->align);
+		rc = pread_full(disk, buf, disk->align, begin);
 	uint64_t tail = end - disk->align;
 	if (rc == 0 && offset + len != end && (tail != begin || offset == begin))
-		rc = pread_full(disk->fd, buf + (tail - begin), disk->align, tail, disk->align);
+		rc = pread_full(disk, buf + (tail - begin), disk->align, tail);
 	if (rc)
 		return rc;
 	if (iov)

@@ -54,7 +54,7 @@ static void push_event(struct copy_job *job, enum copy_state state)
 void copy_granted(struct copy_job *job)
 {
 	struct session *s = job->session;
-	job->skip_holes = s->remote_is_zero && !bitmap_test(s->m->map->touched, job->chunk);
+	job->untouched = !bitmap_test(s->m->map->touched, job->chunk);
 	push_event(job, COPY_GRANTED);
 }
 
@@ -257,6 +257,12 @@ static void advance(struct copy_job *job, uint64_t len)
 	job->extent_left -= len < job->extent_left ? len : job->extent_left;
 }
 
+/* What an untouched remote reads as already. */
+static bool is_there(const struct session *s, const struct block_extent *x)
+{
+	return s->remote_has_backing ? x->backing : s->remote_is_zero && x->hole;
+}
+
 static void next_piece(struct copy_job *job)
 {
 	struct session *s = job->session;
@@ -269,7 +275,7 @@ static void next_piece(struct copy_job *job)
 			fail_locally(s, rc, "copy: extents", job->cursor);
 			return;
 		}
-		if (x.hole && job->skip_holes) {
+		if (job->untouched && is_there(s, &x)) {
 			pthread_mutex_lock(&s->m->lock);
 			s->m->stats.hole_bytes_skipped += x.len_bytes;
 			pthread_mutex_unlock(&s->m->lock);
@@ -404,7 +410,7 @@ static void scan_holes(struct session *s, uint64_t from)
 		if (rc || !n)
 			break; /* a job meets the error */
 		for (unsigned i = 0; i < n && at < end; i++) {
-			if (x[i].hole)
+			if (is_there(s, &x[i]))
 				skip_hole(s, at, x[i].len_bytes);
 			at += x[i].len_bytes;
 		}
@@ -425,7 +431,7 @@ static bool begin_chunk(struct session *s)
 		return false;
 	if (!chunk_map_next_unsynced(s->m->map, s->cursor, &chunk))
 		return false;
-	if (s->remote_is_zero && chunk >= s->scanned) {
+	if ((s->remote_is_zero || s->remote_has_backing) && chunk >= s->scanned) {
 		scan_holes(s, chunk);
 		return true;
 	}

@@ -153,6 +153,7 @@ static int session_create(struct mirror *m, const struct mirror_options *opt, st
 		(opt->write_grace_ms ? opt->write_grace_ms : MIRROR_GRACE_DEFAULT_MS) * UINT64_C(1000000);
 	s->remote_is_zero = opt->remote_is_zero;
 	s->held = opt->hold_pass;
+	s->remote_has_backing = opt->remote_has_backing;
 	s->bandwidth = opt->bandwidth;
 	s->failed_cb = opt->failed;
 	s->opaque = opt->opaque;

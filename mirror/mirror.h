@@ -28,6 +28,9 @@ struct mirror_options {
 	/* The pass does not begin before mirror_release_pass: first mirror_verify finds out what the remote
 	 * has. */
 	bool hold_pass;
+	/* Created by this move over the same backing content as the local disk's: what the local image does
+	 * not have itself is skipped, its holes are written as zeroes. Not together with remote_is_zero. */
+	bool remote_has_backing;
 	bool keep_map; /* go on after a failure with a new connection to the same remote: synced chunks stay
 			  synced */
 	uint32_t chunk_bytes;	     /* 0 = default 1 MiB; power of two */

@@ -65,7 +65,7 @@ struct chunk_map {
 	uint64_t *verified, verified_bytes, nverified; /* the remote's content agreed */
 	struct proof *proof;			       /* from the first verification on */
 	struct chunk_watch *watches;
-	uint64_t *touched; /* the remote may hold something other than its initial zeroes */
+	uint64_t *touched; /* the remote may hold something other than what it began with */
 	/* chunks looked at for holes without the range lock, and those of them written meanwhile */
 	uint64_t scan_first, scan_n;
 	uint64_t scan_dirty[MIRROR_SCAN_CHUNKS / 64];
@@ -168,8 +168,8 @@ struct copy_job {
 	struct session *session;
 	struct range_entry range;
 	enum copy_state state;
-	bool holds;	 /* the range, and the chunk's copying bit */
-	bool skip_holes; /* the remote's chunk still holds its initial zeroes */
+	bool holds;	/* the range, and the chunk's copying bit */
+	bool untouched; /* the remote's chunk still holds what it began with */
 	int result;
 	uint64_t chunk, cursor, end; /* bytes */
 	uint64_t piece_bytes;	     /* under way */
@@ -191,7 +191,7 @@ struct session {
 	uint64_t id;
 	struct block *remote;
 	uint64_t grace_ns;
-	bool remote_is_zero;
+	bool remote_is_zero, remote_has_backing;
 	struct rate_limit *bandwidth;
 	void (*failed_cb)(void *opaque, const struct error *err);
 	void *opaque;

@@ -36,10 +36,20 @@
 
 enum job_kind { JOB_IO, JOB_EXTENTS, JOB_NOTHING };
 
+#define EXTENTS_MAX   64 /* of one call with depths */
+#define DEPTHS_MAX    64
+#define DEPTH_CONTEXT "qemu:allocation-depth"
+
 struct extents_call {
 	struct block_extent *ext;
 	unsigned n, max;
 	uint64_t len_bytes; /* still wanted */
+	/* with DEPTH_CONTEXT: where the image itself has something, and where not */
+	struct {
+		uint64_t len_bytes;
+		bool backing;
+	} depths[DEPTHS_MAX];
+	unsigned ndepths;
 	pthread_mutex_t lock;
 	pthread_cond_t cond;
 	bool done;
@@ -81,7 +91,7 @@ struct lane {
 struct client {
 	struct block block; /* first */
 	unsigned timeout_ms;
-	bool can_zero, can_fast_zero, can_fua, can_flush, can_extents;
+	bool can_zero, can_fast_zero, can_fua, can_flush, can_extents, can_depth;
 	atomic_uint turn;
 	atomic_int death; /* negative errno of the first lane that died */
 	unsigned nlanes;
@@ -194,6 +204,13 @@ static int extents_arrived(void *opaque, const char *context, uint64_t offset, u
 {
 	struct job *job = opaque;
 	struct extents_call *call = job->call;
+	if (strcmp(context, DEPTH_CONTEXT) == 0) {
+		for (size_t i = 0; i + 1 < nentries && call->ndepths < DEPTHS_MAX && entries[i]; i += 2) {
+			call->depths[call->ndepths].len_bytes = entries[i];
+			call->depths[call->ndepths++].backing = entries[i + 1] != 1;
+		}
+		return 0;
+	}
 	if (strcmp(context, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0)
 		return 0;
 	for (size_t i = 0; i + 1 < nentries && call->n < call->max && call->len_bytes; i += 2) {
@@ -489,6 +506,28 @@ static void *lane_main(void *arg)
 
 /* --- open, extents, close --- */
 
+/* Cuts the extents where the depth changes; what no depth was told for is left out. */
+static void apply_depths(struct extents_call *call)
+{
+	struct block_extent whole[EXTENTS_MAX];
+	unsigned n = 0, k = 0, nwhole = call->n < EXTENTS_MAX ? call->n : EXTENTS_MAX;
+	memcpy(whole, call->ext, nwhole * sizeof whole[0]);
+	uint64_t left = call->ndepths ? call->depths[0].len_bytes : 0;
+	for (unsigned i = 0; i < nwhole; i++) {
+		while (whole[i].len_bytes && k < call->ndepths && n < call->max) {
+			uint64_t len = whole[i].len_bytes < left ? whole[i].len_bytes : left;
+			call->ext[n] = whole[i];
+			call->ext[n].len_bytes = len;
+			call->ext[n++].backing = call->depths[k].backing;
+			whole[i].len_bytes -= len;
+			left -= len;
+			if (!left && ++k < call->ndepths)
+				left = call->depths[k].len_bytes;
+		}
+	}
+	call->n = n;
+}
+
 static int client_extents(struct block *blk, uint64_t offset_bytes, uint64_t len_bytes,
 			  struct block_extent *ext, unsigned *n, struct error *err)
 {
@@ -505,7 +544,7 @@ static int client_extents(struct block *blk, uint64_t offset_bytes, uint64_t len
 	if (!job)
 		return error_errno(err, ENOMEM, "%s: extents", blk->label);
 	struct extents_call call = {.ext = ext,
-				    .max = *n,
+				    .max = c->can_depth && *n > EXTENTS_MAX ? EXTENTS_MAX : *n,
 				    .len_bytes = len_bytes,
 				    .lock = PTHREAD_MUTEX_INITIALIZER,
 				    .cond = PTHREAD_COND_INITIALIZER};
@@ -524,6 +563,8 @@ static int client_extents(struct block *blk, uint64_t offset_bytes, uint64_t len
 	pthread_mutex_unlock(&call.lock);
 	pthread_cond_destroy(&call.cond);
 	pthread_mutex_destroy(&call.lock);
+	if (call.result == 0 && c->can_depth)
+		apply_depths(&call);
 	if (call.result == 0 && call.n == 0)
 		call.result = -EPROTO;
 	if (call.result)
@@ -590,6 +631,7 @@ static int connect_lane(struct lane *lane, int fd, const struct nbd_client_optio
 	if (nbd_set_export_name(lane->h, opt->export_name ? opt->export_name : "") < 0 ||
 	    nbd_set_tls(lane->h, LIBNBD_TLS_DISABLE) < 0 ||
 	    nbd_add_meta_context(lane->h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0 ||
+	    (opt->allocation_depth && nbd_add_meta_context(lane->h, DEPTH_CONTEXT) < 0) ||
 	    nbd_aio_connect_socket(lane->h, fd) < 0) {
 		/* libnbd takes the socket only when it accepts the call. */
 		if (nbd_aio_is_created(lane->h))
@@ -639,6 +681,7 @@ static int learn_limits(struct client *c, struct error *err)
 	c->can_fua = nbd_can_fua(h) > 0;
 	c->can_flush = nbd_can_flush(h) > 0;
 	c->can_extents = nbd_can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) > 0;
+	c->can_depth = c->can_extents && nbd_can_meta_context(h, DEPTH_CONTEXT) > 0;
 	c->block.size_bytes = (uint64_t)size - (uint64_t)size % (uint64_t)min;
 	c->block.limits = (struct block_limits){
 		.request_alignment = (uint32_t)min,

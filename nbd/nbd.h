@@ -40,6 +40,7 @@ struct nbd_client_options {
 	const char *label;
 	unsigned timeout_ms; /* a request without a reply for that long fails the connection (-ETIMEDOUT); 0 =
 				10 s */
+	bool allocation_depth; /* ask for qemu:allocation-depth as well: block_extent.backing */
 };
 /* fds: connected plain sockets (conn_pump_start for TLS), taken over, also on error; one libnbd handle each,
  * requests spread over them (nfds 1..16; more than one needs the server's CAN_MULTI_CONN). Handshake

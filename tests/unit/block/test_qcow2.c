@@ -7,6 +7,7 @@
 #include <signal.h>
 
 #include "base/bytes.h"
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "block/qcow2_header.h"
 #include "tests/unit/block/rig.h"
@@ -30,7 +31,16 @@ static const struct block_image_info shapes[] = {
 	 .cluster_bytes = 131072,
 	 .compat = "1.1",
 	 .extended_l2 = true},
+	{.format = BLOCK_FORMAT_QCOW2,
+	 .virtual_bytes = 64 * MiB,
+	 .cluster_bytes = 16384,
+	 .compat = "1.1",
+	 .extended_l2 = true,
+	 .lazy_refcounts = true,
+	 .zstd = true,
+	 .refcount_bits = 64},
 };
+#define NSHAPES ((int)ARRAY_SIZE(shapes))
 
 static void create(const char *name, const struct block_image_info *like)
 {
@@ -67,6 +77,8 @@ START_TEST(test_create_keeps_shape)
 	ck_assert_str_eq(got.compat, like->compat[0] ? like->compat : "1.1");
 	ck_assert_int_eq(got.lazy_refcounts, like->lazy_refcounts);
 	ck_assert_int_eq(got.extended_l2, like->extended_l2);
+	ck_assert_uint_eq(got.refcount_bits, like->refcount_bits ? like->refcount_bits : 16);
+	ck_assert_int_eq(got.zstd, like->zstd);
 	ck_assert(!got.has_backing && !got.is_block_device);
 	ck_assert_uint_lt(got.allocated_bytes, 8 * MiB);
 	struct stat st;
@@ -78,6 +90,8 @@ START_TEST(test_create_keeps_shape)
 	ck_ok(block_image_info(rig_path("copy"), BLOCK_FORMAT_QCOW2, false, &copy, &err), err);
 	ck_assert_uint_eq(copy.cluster_bytes, got.cluster_bytes);
 	ck_assert_int_eq(copy.extended_l2, got.extended_l2);
+	ck_assert_uint_eq(copy.refcount_bits, got.refcount_bits);
+	ck_assert_int_eq(copy.zstd, got.zstd);
 	int dir = open(rig_dir, O_RDONLY | O_DIRECTORY);
 	ck_assert_int_eq(block_image_create(dir, "i", like, &err), -EEXIST);
 	struct block_image_info bad = *like;
@@ -208,12 +222,16 @@ START_TEST(test_foreign_references_are_refused)
 	struct error err = ERROR_INIT;
 	struct block_image_info info;
 	create("backing", &shapes[0]);
-	patch("backing", 8, 512, 8); /* a backing file's name, whatever it says there */
+	patch("backing", 512, 0x2f6574632f706173, 8); /* a backing file's name, /etc/pas */
+	patch("backing", 8, 512, 8);
 	patch("backing", 16, 8, 4);
 	ck_assert_int_eq(try_open("backing", false, &blk, &err), -ENOTSUP);
-	ck_assert_ptr_nonnull(strstr(err.message, "backing file"));
+	ck_assert_ptr_nonnull(strstr(err.message, "has a backing file, /etc/pas, which"));
 	ck_ok(block_image_info(rig_path("backing"), BLOCK_FORMAT_QCOW2, false, &info, &err), err);
 	ck_assert(info.has_backing);
+	ck_assert_str_eq(info.backing_name, "/etc/pas");
+	patch("backing", 8, UINT64_MAX - 3, 8); /* its name is nowhere */
+	ck_assert_int_eq(try_open("backing", false, &blk, &err), -EINVAL);
 	create("data", &shapes[0]);
 	patch("data", 72, 4, 8);
 	ck_assert_int_eq(try_open("data", false, &blk, &err), -ENOTSUP);
@@ -360,14 +378,165 @@ START_TEST(test_zeroing_and_writing_share_a_cluster)
 }
 END_TEST
 
+/* --- backing files --- */
+
+static void create_over(const char *name, const char *below, enum block_format format,
+			const struct block_image_info *like)
+{
+	struct block_image_info over = *like;
+	snprintf(over.backing_name, sizeof over.backing_name, "%s", below);
+	over.backing_format = format;
+	create(name, &over);
+}
+
+static struct block *open_over(const char *name, const char *const *below, unsigned n, int want,
+			       struct error *err)
+{
+	struct block *blk = NULL;
+	struct block_open_options opt = {.format = BLOCK_FORMAT_QCOW2,
+					 .label = "disk",
+					 .run_dir = rig_dir,
+					 .backing = below,
+					 .nbacking = n};
+	int rc = block_open(rig_path(name), &opt, &blk, err);
+	ck_assert_msg(rc == want, "%d: %s", rc, err->message);
+	return blk;
+}
+
+/* Three layers: raw, qcow2, qcow2. What each reads as, what is whose, and that those below are never written.
+ */
+START_TEST(test_chain)
+{
+	struct error err = ERROR_INIT;
+	rig_file("base", 64 * MiB);
+	struct block_open_options raw = {.format = BLOCK_FORMAT_RAW};
+	struct block *blk;
+	ck_ok(block_open(rig_path("base"), &raw, &blk, &err), err);
+	rig_fill(blk, 1, 8 * MiB, 0);
+	block_close(blk);
+	create_over("mid", "/elsewhere/base", BLOCK_FORMAT_RAW, &shapes[_i]);
+	char base[128], mid[128];
+	snprintf(base, sizeof base, "%s", rig_path("base"));
+	snprintf(mid, sizeof mid, "%s", rig_path("mid"));
+	const char *const below[] = {mid, base};
+	blk = open_over("mid", &below[1], 1, 0, &err);
+	rig_fill(blk, 2, 2 * MiB, 2 * MiB);
+	block_close(blk);
+	create_over("top", "mid", BLOCK_FORMAT_QCOW2, &shapes[_i]);
+	blk = open_over("top", below, 2, 0, &err);
+	ck_assert_int_eq(block_discard(blk, 6 * MiB, 2 * MiB), 0);
+	rig_fill(blk, 3, 4096, 4 * MiB);
+	rig_fill(blk, 3, MiB, 16 * MiB);
+	rig_expect(blk, 1, 2 * MiB, 0);
+	rig_expect(blk, 2, 2 * MiB, 2 * MiB);
+	rig_expect(blk, 3, 4096, 4 * MiB);
+	rig_expect(blk, 1, 2 * MiB - 4096, 4 * MiB + 4096);
+	rig_expect(blk, 0, 8 * MiB, 6 * MiB);
+	uint64_t own = 0, at = 0;
+	while (at < 32 * MiB) {
+		struct block_extent x[16];
+		unsigned n = 16;
+		ck_ok(block_extents(blk, at, 32 * MiB - at, x, &n, &err), err);
+		for (unsigned i = 0; i < n; i++) {
+			own += x[i].backing ? 0 : x[i].len_bytes;
+			at += x[i].len_bytes;
+		}
+	}
+	/* the write at 4 MiB owns its cluster, or of it a piece with extended L2 */
+	ck_assert_uint_ge(own, 3 * MiB + 4096);
+	uint64_t cluster = shapes[_i].cluster_bytes;
+	ck_assert_uint_le(own, 2 * MiB + (cluster > MiB ? cluster : MiB) + cluster);
+	/* others may have what is below as theirs, nobody may write it */
+	struct block *other;
+	ck_assert_int_eq(block_open(base, &raw, &other, &err), -EBUSY);
+	struct block_open_options ro = {
+		.format = BLOCK_FORMAT_RAW, .read_only = true, .as_backing = true};
+	struct block *reader;
+	ck_ok(block_open(base, &ro, &reader, &err), err);
+	create_over("second", "mid", BLOCK_FORMAT_QCOW2, &shapes[_i]);
+	other = open_over("second", below, 2, 0, &err);
+	block_close(reader);
+	rig_expect(other, 0x01, 2 * MiB, 4 * MiB);
+	block_close(other);
+	block_close(blk);
+	ck_ok(block_open(base, &raw, &blk, &err), err);
+	rig_expect(blk, 1, 8 * MiB, 0);
+	rig_expect(blk, 0, 56 * MiB, 8 * MiB);
+	block_close(blk);
+}
+END_TEST
+
+START_TEST(test_chain_is_the_definitions)
+{
+	struct error err = ERROR_INIT;
+	create("base", &shapes[0]);
+	create_over("top", "/images/base", BLOCK_FORMAT_QCOW2, &shapes[0]);
+	char base[128], other[128];
+	snprintf(base, sizeof base, "%s", rig_path("base"));
+	const char *const below[] = {base, base};
+	block_close(open_over("top", below, 1, 0, &err));
+	open_over("top", NULL, 0, -ENOTSUP, &err);
+	ck_assert_ptr_nonnull(strstr(err.message, "/images/base, which the definition does not name"));
+	open_over("top", below, 2, -EINVAL, &err);
+	ck_assert_ptr_nonnull(strstr(err.message, "has no backing file"));
+	create("other", &shapes[0]);
+	snprintf(other, sizeof other, "%s", rig_path("other"));
+	const char *const wrong[] = {other};
+	open_over("top", wrong, 1, -EINVAL, &err);
+	ck_assert_ptr_nonnull(strstr(err.message, "rebase -u"));
+	ck_assert_int_eq(truncate(base, 70000), 0);
+	open_over("top", below, 1, -EINVAL, &err);
+	ck_assert_ptr_nonnull(strstr(err.message, base));
+	ck_assert_int_eq(unlink(base), 0);
+	open_over("top", below, 1, -ENOENT, &err);
+	ck_assert_ptr_nonnull(strstr(err.message, base));
+}
+END_TEST
+
+static bool stop_now(void *opaque)
+{
+	return true;
+}
+
+/* The same content in any format has the same hash; one byte more makes another. */
+START_TEST(test_content_hash)
+{
+	struct error err = ERROR_INIT;
+	char hex[3][BLOCK_CONTENT_HEX_CHARS + 1];
+	struct block_open_options raw = {.format = BLOCK_FORMAT_RAW};
+	rig_file("r", 64 * MiB);
+	create("q", &shapes[0]);
+	for (int i = 0; i < 2; i++) {
+		struct block *blk;
+		if (i)
+			blk = open_disk("q", true);
+		else
+			ck_ok(block_open(rig_path("r"), &raw, &blk, &err), err);
+		rig_fill(blk, 7, 100000 / 512 * 512, 5 * MiB + 512);
+		if (i) /* zeroes that are there */
+			rig_fill(blk, 0, 3 * MiB, 40 * MiB);
+		ck_ok(block_content_hash(blk, NULL, NULL, hex[i], &err), err);
+		if (i) {
+			rig_fill(blk, 1, 512, 64 * MiB - 512);
+			ck_ok(block_content_hash(blk, NULL, NULL, hex[2], &err), err);
+			ck_assert_int_eq(block_content_hash(blk, stop_now, NULL, hex[2], &err), -ECANCELED);
+		}
+		block_close(blk);
+	}
+	ck_assert_uint_eq(strlen(hex[0]), BLOCK_CONTENT_HEX_CHARS);
+	ck_assert_str_eq(hex[0], hex[1]);
+	ck_assert_str_ne(hex[0], hex[2]);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("qcow2");
 	TCase *t = tcase_create("qcow2");
 	tcase_add_checked_fixture(t, rig_setup, rig_teardown);
 	tcase_set_timeout(t, 60);
-	tcase_add_loop_test(t, test_create_keeps_shape, 0, 5);
-	tcase_add_loop_test(t, test_contents_survive, 0, 5);
+	tcase_add_loop_test(t, test_create_keeps_shape, 0, NSHAPES);
+	tcase_add_loop_test(t, test_contents_survive, 0, NSHAPES);
 	tcase_add_test(t, test_lock_and_in_use);
 	tcase_add_test(t, test_opener_thread_may_end);
 	tcase_add_loop_test(t, test_truncated_is_refused, 0, 8);
@@ -375,6 +544,9 @@ int main(void)
 	tcase_add_test(t, test_tool_missing);
 	tcase_add_test(t, test_server_dies);
 	tcase_add_loop_test(t, test_zeroing_and_writing_share_a_cluster, 0, 2);
+	tcase_add_loop_test(t, test_chain, 2, 5);
+	tcase_add_test(t, test_chain_is_the_definitions);
+	tcase_add_test(t, test_content_hash);
 	suite_add_tcase(s, t);
 	return rig_main(s);
 }
