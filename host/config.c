@@ -2,6 +2,7 @@
 #include "host/config.h"
 
 #include <errno.h>
+#include <fnmatch.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -122,6 +123,44 @@ static int on_network(struct loader *l, const struct ini_entry *e, struct error 
 	return -ENOKEY;
 }
 
+static int on_devices(struct loader *l, const struct ini_entry *e, struct error *err)
+{
+	if (strcmp(e->key, "allow"))
+		return -ENOKEY;
+	for (const char *p = e->value; *p; p += strcspn(p, ",")) {
+		p += strspn(p, ", \t");
+		if (*p != '/')
+			return error_set(err, EINVAL, "allow: '%.100s' is no absolute path", p);
+	}
+	return ini_get_string(e, l->cfg->devices, sizeof l->cfg->devices, err);
+}
+
+static int on_backing(struct loader *l, const struct ini_entry *e, struct error *err)
+{
+	struct host_config *c = l->cfg;
+	if (!e->key) {
+		if (!name_chars_valid(e->label))
+			return error_set(err, EINVAL, "[backing %.64s]: not a name", e->label);
+		for (unsigned i = 0; i < c->nbackings; i++)
+			if (!strcmp(c->backings[i].name, e->label))
+				return error_set(err, EINVAL, "[backing %s]: given twice", e->label);
+		if (c->nbackings == HOST_BACKINGS_MAX)
+			return error_set(err, EINVAL, "more than %d backing files", HOST_BACKINGS_MAX);
+		snprintf(c->backings[c->nbackings++].name, sizeof c->backings->name, "%s", e->label);
+		return 0;
+	}
+	struct host_backing *b = &c->backings[c->nbackings - 1];
+	if (!strcmp(e->key, "path") && !*b->path)
+		return set_path(l, e, b->path, sizeof b->path, err);
+	if (!strcmp(e->key, "format") && !*b->format)
+		return strcmp(e->value, "raw") && strcmp(e->value, "qcow2")
+			       ? error_set(err, EINVAL, "format: '%.64s' is neither raw nor qcow2", e->value)
+			       : ini_get_string(e, b->format, sizeof b->format, err);
+	if (!strcmp(e->key, "path") || !strcmp(e->key, "format"))
+		return error_set(err, EINVAL, "[backing %s] %s: given twice", b->name, e->key);
+	return -ENOKEY;
+}
+
 static int on_limits(struct loader *l, const struct ini_entry *e, struct error *err)
 {
 	struct host_config *c = l->cfg;
@@ -173,15 +212,14 @@ static int on_entry(void *opaque, const struct ini_entry *e, struct error *err)
 	static const struct {
 		const char *section;
 		int (*set)(struct loader *, const struct ini_entry *, struct error *);
-	} sections[] = {{"host", on_host},
-			{"tls", on_tls},
-			{"network", on_network},
-			{"limits", on_limits},
-			{"programs", on_programs}};
+	} sections[] = {{"host", on_host},	 {"tls", on_tls},	{"network", on_network},
+			{"devices", on_devices}, {"limits", on_limits}, {"programs", on_programs}};
 	struct loader *l = opaque;
 	int rc = -ENOKEY;
 	if (!strcmp(e->section, "peer")) {
 		rc = on_peer(l, e, err);
+	} else if (!strcmp(e->section, "backing")) {
+		rc = on_backing(l, e, err);
 	} else {
 		size_t i = 0;
 		while (i < ARRAY_SIZE(sections) && strcmp(e->section, sections[i].section))
@@ -235,6 +273,10 @@ static int finish(struct host_config *c, struct error *err)
 		if (!*c->peers[i].address)
 			return error_set(err, EINVAL, "%s: [peer %s] address is missing", c->path,
 					 c->peers[i].name);
+	for (unsigned i = 0; i < c->nbackings; i++)
+		if (!*c->backings[i].path || !*c->backings[i].format)
+			return error_set(err, EINVAL, "%s: [backing %s] %s is missing", c->path,
+					 c->backings[i].name, *c->backings[i].path ? "format" : "path");
 	if (!*c->control) {
 		int n = snprintf(c->control, sizeof c->control, "%.107s/control.sock", c->state_dir);
 		if (n < 0 || (size_t)n >= sizeof c->control)
@@ -255,7 +297,8 @@ int host_config_parse(const char *text, size_t len, const char *path, struct hos
 {
 	struct host_config *c = calloc(1, sizeof *c);
 	struct loader l = {.cfg = c};
-	if (!c || !(c->peers = calloc(HOST_PEERS_MAX, sizeof *c->peers))) {
+	if (!c || !(c->peers = calloc(HOST_PEERS_MAX, sizeof *c->peers)) ||
+	    !(c->backings = calloc(HOST_BACKINGS_MAX, sizeof *c->backings))) {
 		host_config_free(c);
 		return error_errno(err, ENOMEM, "%s", path);
 	}
@@ -295,6 +338,7 @@ void host_config_free(struct host_config *c)
 	if (!c)
 		return;
 	free(c->peers);
+	free(c->backings);
 	free(c);
 }
 
@@ -304,4 +348,30 @@ const struct host_peer *host_config_peer(const struct host_config *c, const char
 		if (!strcmp(c->peers[i].name, name))
 			return &c->peers[i];
 	return NULL;
+}
+
+static bool plain_absolute(const char *path)
+{
+	if (*path != '/' || strlen(path) >= PATH_MAX)
+		return false;
+	for (const char *p = path; *p == '/';) {
+		size_t n = strcspn(++p, "/");
+		if (n == 0 || (n == 1 && *p == '.') || (n == 2 && !strncmp(p, "..", 2)))
+			return false;
+		p += n;
+	}
+	return true;
+}
+
+bool host_config_device_allowed(const struct host_config *c, const char *path)
+{
+	char list[sizeof c->devices];
+	if (!plain_absolute(path))
+		return false;
+	strcpy(list, c->devices);
+	char *rest = NULL;
+	for (char *p = strtok_r(list, ", \t", &rest); p; p = strtok_r(NULL, ", \t", &rest))
+		if (!fnmatch(p, path, FNM_PATHNAME))
+			return true;
+	return false;
 }

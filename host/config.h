@@ -11,6 +11,14 @@
 #define HOST_PORT	    16516
 #define HOST_NAME_MAX_CHARS 63
 #define HOST_PEERS_MAX	    256
+#define HOST_BACKINGS_MAX   64
+
+/* A file that arriving VMs may have as their backing file, if its content is what they had. */
+struct host_backing {
+	char name[HOST_NAME_MAX_CHARS + 1];
+	char path[4096];
+	char format[8]; /* raw | qcow2 */
+};
 
 struct host_peer {
 	char name[HOST_NAME_MAX_CHARS + 1];
@@ -21,7 +29,8 @@ struct host_peer {
  * INI (inih), "#" and ";" comments:
  *   [host]   name, listen (ADDRESS:PORT, port default 16516), state-dir, control (default
  * state-dir/control.sock) [tls]    ca, cert, key (paths) [peer NAME]  address [network] bridges = br0, br1
- * (bridges that an arriving VM may use; absent: any bridge that exists) [limits] silence-ms (default 10000),
+ * (bridges that an arriving VM may use; absent: any bridge that exists) [backing NAME] path, format (raw | qcow2) [devices] allow = /dev/vg0/vm-* (patterns of the block devices
+ * that an arriving disk may be put on; absent: none) [limits] silence-ms (default 10000),
  * max-incoming (8), allow-no-tls = no, drain-timeout-ms (5000), mirror-grace-ms (50: how long a guest's write waits for the
  * destination before it is acknowledged from the local disk alone) [programs] snvmm (default: beside the daemon's
  * own executable), cgroup (default: a "snmigrate-NAME" group under the daemon's own) Unknown sections and
@@ -36,6 +45,9 @@ struct host_config {
 	char ca[4096], cert[4096], key[4096];
 	struct host_peer *peers;
 	unsigned npeers;
+	struct host_backing *backings;
+	unsigned nbackings;
+	char devices[2048]; /* patterns of paths, separated by commas; "" = none */
 	char bridges[512];
 	unsigned silence_ms;
 	unsigned max_incoming;
@@ -52,5 +64,7 @@ int host_config_load(const char *path, struct host_config **out, struct error *e
 int host_config_parse(const char *text, size_t len, const char *path, struct host_config **out, struct error *err);
 void host_config_free(struct host_config *cfg);
 const struct host_peer *host_config_peer(const struct host_config *cfg, const char *name);
+/* Whether [devices] allow covers it: an absolute path without "." and "..", "*" not standing for "/". */
+bool host_config_device_allowed(const struct host_config *cfg, const char *path);
 
 #endif

@@ -102,7 +102,15 @@ enum {
 	SEEN_CMDLINE = 64,
 	SEEN_SERIAL = 128
 };
-enum { SEEN_PATH = 1, SEEN_FORMAT = 2, SEEN_READ_ONLY = 4, SEEN_SIZE = 8, SEEN_BRIDGE = 16, SEEN_MAC = 32 };
+enum {
+	SEEN_PATH = 1,
+	SEEN_FORMAT = 2,
+	SEEN_READ_ONLY = 4,
+	SEEN_SIZE = 8,
+	SEEN_BRIDGE = 16,
+	SEEN_MAC = 32,
+	SEEN_BACKING = 64
+};
 
 struct parser {
 	struct vm_definition *def;
@@ -198,6 +206,38 @@ static int new_disk(struct parser *p, const struct ini_entry *e, struct error *e
 	return 0;
 }
 
+int vmdef_backing_names(const struct vm_disk_def *disk, char buf[4096], const char *names[VM_BACKING_MAX])
+{
+	int n = 0;
+	if (!*disk->backing)
+		return 0;
+	memcpy(buf, disk->backing, sizeof disk->backing);
+	for (char *p = buf; p;) {
+		char *comma = strchr(p, ',');
+		if (comma)
+			*comma++ = '\0';
+		p += strspn(p, " \t");
+		for (char *end = p + strlen(p); end > p && (end[-1] == ' ' || end[-1] == '\t');)
+			*--end = '\0';
+		if (!*p || n == VM_BACKING_MAX)
+			return -EINVAL;
+		names[n++] = p;
+		p = comma;
+	}
+	return n;
+}
+
+static int set_backing(const struct ini_entry *e, struct vm_disk_def *disk, struct error *err)
+{
+	char buf[sizeof disk->backing];
+	const char *names[VM_BACKING_MAX];
+	int rc = ini_get_string(e, disk->backing, sizeof disk->backing, err);
+	if (!rc && vmdef_backing_names(disk, buf, names) < 0)
+		rc = error_set(err, EINVAL, "backing: '%.100s' is no list of 1 to %d files", e->value,
+			       VM_BACKING_MAX);
+	return rc;
+}
+
 static int on_disk(struct parser *p, const struct ini_entry *e, struct error *err)
 {
 	if (!e->key)
@@ -213,6 +253,9 @@ static int on_disk(struct parser *p, const struct ini_entry *e, struct error *er
 		rc = strcmp(e->value, "raw") && strcmp(e->value, "qcow2")
 			     ? error_set(err, EINVAL, "format: '%.64s' is neither raw nor qcow2", e->value)
 			     : ini_get_string(e, disk->format, sizeof disk->format, err);
+	} else if (!strcmp(e->key, "backing")) {
+		bit = SEEN_BACKING;
+		rc = set_backing(e, disk, err);
 	} else if (!strcmp(e->key, "read-only")) {
 		bit = SEEN_READ_ONLY;
 		rc = ini_get_bool(e, &disk->read_only, err);
@@ -329,6 +372,9 @@ static int finish(struct vm_definition *d, unsigned seen, const char *origin, st
 		if (!*disk->format)
 			return error_set(err, EINVAL, "%s: [disk %s] format is missing (raw or qcow2)",
 					 origin, disk->id);
+		if (*disk->backing && strcmp(disk->format, "qcow2"))
+			return error_set(err, EINVAL, "%s: [disk %s] backing needs format = qcow2", origin,
+					 disk->id);
 		for (unsigned k = 0; k < i; k++)
 			if (!strcmp(d->disks[k].path, disk->path))
 				return error_set(err, EINVAL,
@@ -379,6 +425,8 @@ char *vmdef_format(const struct vm_definition *d)
 	for (unsigned i = 0; i < d->ndisks; i++) {
 		const struct vm_disk_def *k = &d->disks[i];
 		fprintf(f, "\n[disk %s]\npath = %s\nformat = %s\n", k->id, k->path, k->format);
+		if (*k->backing)
+			fprintf(f, "backing = %s\n", k->backing);
 		if (k->read_only)
 			fputs("read-only = yes\n", f);
 		if (k->size_bytes)
@@ -416,8 +464,11 @@ static bool bridge_allowed(const char *list, const char *bridge)
 
 int vmdef_check_foreign(const struct vm_definition *d, const char *bridges, struct error *err)
 {
-	const char *names[2 + VM_DISKS_MAX];
+	const char *names[2 + VM_DISKS_MAX * (1 + VM_BACKING_MAX)];
+	CLEANUP_FREE char(*below)[4096] = malloc(VM_DISKS_MAX * sizeof *below);
 	unsigned n = 0;
+	if (!below)
+		return error_errno(err, ENOMEM, "definition");
 	if (!vm_uuid_valid(d->uuid))
 		return error_set(err, EPERM, "the definition has no valid uuid");
 	if (!vm_file_name_valid(d->kernel))
@@ -438,6 +489,13 @@ int vmdef_check_foreign(const struct vm_definition *d, const char *bridges, stru
 				"[disk %s] path = %.100s: not a plain file name in the VM's own folder",
 				d->disks[i].id, d->disks[i].path);
 		names[n++] = d->disks[i].path;
+		int nbelow = vmdef_backing_names(&d->disks[i], below[i], &names[n]);
+		for (int k = 0; k < nbelow; k++, n++)
+			if (!vm_file_name_valid(names[n]))
+				return error_set(err, EPERM,
+						 "[disk %s] backing = %.100s: not a plain file name in the "
+						 "VM's own folder",
+						 d->disks[i].id, names[n]);
 	}
 	for (unsigned i = 0; i < n; i++)
 		for (unsigned k = 0; k < i; k++)
@@ -482,6 +540,7 @@ void vmdef_make_portable(struct vm_definition *d)
 		snprintf(wish, sizeof wish, "%s.%s", d->disks[i].id, d->disks[i].format);
 		make_plain(d, d->disks[i].path, sizeof d->disks[i].path, wish);
 		d->disks[i].size_bytes = 0;
+		d->disks[i].backing[0] = '\0';
 	}
 	make_plain(d, d->kernel, sizeof d->kernel, "kernel");
 	if (*d->initrd)

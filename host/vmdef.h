@@ -13,13 +13,17 @@
 #define VM_DISKS_MAX	  16
 #define VM_NETS_MAX	  8
 #define VM_UUID_CHARS	  36
+#define VM_BACKING_MAX	  8
 
 struct vm_disk_def {
 	char id[32];
 	char path[4096];
 	char format[8]; /* raw | qcow2 */
 	bool read_only;
-	uint64_t size_bytes; /* 0, or: create an empty image of this size (at `snvm create` only) */
+	/* 0, or: in the VM's folder, create an empty image of this size (at `snvm create` only); of a block
+	 * device, only so much of its beginning is the disk */
+	uint64_t size_bytes;
+	char backing[4096]; /* qcow2: the files below it, nearest first, separated by commas; "" = none */
 };
 
 struct vm_net_def {
@@ -63,6 +67,9 @@ int vmdef_check_foreign(const struct vm_definition *def, const char *bridges, st
  * move sends this.
  */
 void vmdef_make_portable(struct vm_definition *def);
+/* The files of disk->backing, in buf; how many, or -EINVAL when it is no list of 1 to VM_BACKING_MAX names. 0
+ * for an empty one. */
+int vmdef_backing_names(const struct vm_disk_def *disk, char buf[4096], const char *names[VM_BACKING_MAX]);
 /* True for a plain name that a file of a VM may have in its folder: no '/', no leading dot, none of the
  * registry's own. */
 bool vm_file_name_valid(const char *name);

@@ -55,6 +55,8 @@ START_TEST(everything_is_read)
 	ck_assert_msg(load("# a host\n[host]\nname = h1 ; ours\nlisten = 10.0.0.1\nstate-dir = state\n" TLS
 			   "[peer h2]\naddress = h2.example:99\n[peer h3]\naddress = [fd00::3]\n"
 			   "[network]\nbridges = br0, br1\n"
+			   "[backing debian]\npath = images/d.qcow2\nformat = qcow2\n"
+			   "[devices]\nallow = /dev/vg0/vm-*, /dev/loop7\n"
 			   "[limits]\nsilence-ms = 1000\nmax-incoming = 3\nallow-no-tls = "
 			   "yes\n[programs]\nsnvmm = /x/snvmm\n") == 0,
 		      "%s", err.message);
@@ -74,6 +76,24 @@ START_TEST(everything_is_read)
 	ck_assert_str_eq(host_config_peer(cfg, "h3")->address, "[fd00::3]:16516");
 	ck_assert_ptr_null(host_config_peer(cfg, "h1"));
 	ck_assert_str_eq(cfg->bridges, "br0, br1");
+	ck_assert_uint_eq(cfg->nbackings, 1);
+	snprintf(want, sizeof want, "%s/images/d.qcow2", dir);
+	ck_assert_str_eq(cfg->backings[0].path, want);
+	ck_assert_str_eq(cfg->backings[0].format, "qcow2");
+	ck_assert(host_config_device_allowed(cfg, "/dev/loop7"));
+	ck_assert(host_config_device_allowed(cfg, "/dev/vg0/vm-a"));
+	static const char *const not_allowed[] = {"/dev/loop6",
+						  "/dev/vg0/vm-a/b",
+						  "/dev/vg0/vm-/../../sda",
+						  "/dev/vg0/../vg0/vm-a",
+						  "/dev/vg0/./vm-a",
+						  "/dev//vg0/vm-a",
+						  "dev/loop7",
+						  "/dev/loop7/",
+						  "/dev/loop77",
+						  ""};
+	for (unsigned i = 0; i < ARRAY_SIZE(not_allowed); i++)
+		ck_assert_msg(!host_config_device_allowed(cfg, not_allowed[i]), "%s", not_allowed[i]);
 	ck_assert_uint_eq(cfg->silence_ms, 1000);
 	ck_assert_uint_eq(cfg->max_incoming, 3);
 	ck_assert(cfg->allow_no_tls);
@@ -90,6 +110,7 @@ START_TEST(defaults)
 	ck_assert_uint_eq(cfg->max_incoming, 8);
 	ck_assert_uint_eq(cfg->drain_timeout_ms, 5000);
 	ck_assert(!cfg->allow_no_tls);
+	ck_assert(!host_config_device_allowed(cfg, "/dev/loop7"));
 	ck_assert_msg(strstr(cfg->snvmm, "/snvmm") != NULL, "%s", cfg->snvmm);
 }
 END_TEST
@@ -121,6 +142,12 @@ static const struct {
 	{"[host]\nstate-dir = /x\n" TLS, 0, "[host] name is missing"},
 	{"[host]\nname = h1\n" TLS, 0, "[host] state-dir is missing"},
 	{"[host]\nname = h1\nstate-dir = /x\n", 0, "[tls] ca is missing"},
+	{"[devices]\nallow = /dev/a, vg/*\n", 2, "no absolute path"},
+	{"[backing a]\nformat = vmdk\n", 2, "neither raw nor qcow2"},
+	{"[backing a]\npath = /x\npath = /y\n", 3, "given twice"},
+	{"[backing a/b]\n", 1, "not a name"},
+	{"[host]\nname = h1\nstate-dir = /x\n" TLS "[backing a]\npath = /x\n", 0,
+	 "[backing a] format is missing"},
 	{"[host]\nname = h1\nstate-dir = /x\n" TLS "[peer h2]\n", 0, "[peer h2] address is missing"},
 };
 

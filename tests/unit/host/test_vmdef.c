@@ -26,6 +26,7 @@ START_TEST(whole_definition)
 			    "cpus = 2\ninitrd = /boot/initrd.img\ncmdline = console=ttyS0 root=/dev/vda1 "
 			    "a=\"b;c\"\n"
 			    "serial = file:/var/log/vm1\n[disk root]\npath = root.qcow2\nformat = qcow2\n"
+			    "backing = /images/a.qcow2, /images/b.raw\n"
 			    "[disk data]\npath = /dev/vg/data\nformat = raw\nread-only = yes\n"
 			    "[net lan]\nbridge = br0\nmac = 52:54:00:00:00:01\n[net b]\nbridge = br1\n") == 0,
 		      "%s", err.message);
@@ -38,6 +39,12 @@ START_TEST(whole_definition)
 	ck_assert_str_eq(def.disks[0].id, "root");
 	ck_assert_str_eq(def.disks[0].format, "qcow2");
 	ck_assert(!def.disks[0].read_only && def.disks[1].read_only);
+	char buf[4096];
+	const char *names[VM_BACKING_MAX];
+	ck_assert_int_eq(vmdef_backing_names(&def.disks[0], buf, names), 2);
+	ck_assert_str_eq(names[0], "/images/a.qcow2");
+	ck_assert_str_eq(names[1], "/images/b.raw");
+	ck_assert_int_eq(vmdef_backing_names(&def.disks[1], buf, names), 0);
 	ck_assert_uint_eq(def.nnets, 2);
 	ck_assert(def.nets[0].has_mac && !def.nets[1].has_mac);
 	ck_assert_uint_eq(def.nets[0].mac[5], 1);
@@ -99,6 +106,9 @@ static const struct {
 	{"[disk a]\nformat = vmdk\n", "neither raw nor qcow2"},
 	{"[disk a]\nsize = 100\n", "multiple of 512"},
 	{"[disk a]\npath = x\npath = y\n", "given twice"},
+	{"[disk a]\nbacking = a,,b\n", "no list of 1 to 8 files"},
+	{"[disk a]\nbacking = 1,2,3,4,5,6,7,8,9\n", "no list of 1 to 8 files"},
+	{HEAD "[disk a]\npath = x\nformat = raw\nbacking = /b\n", "[disk a] backing needs format = qcow2"},
 	{HEAD "[disk a]\nformat = raw\n", "[disk a] path is missing"},
 	{HEAD "[disk a]\npath = x\n", "[disk a] format is missing"},
 	{HEAD "[disk a]\npath = x\nformat = raw\n[disk b]\npath = x\nformat = raw\n", "have the same path"},
@@ -148,6 +158,10 @@ static const struct {
 	{"kernel = k\n[disk a]\npath = run\nformat = raw\n", "[disk a] path = run"},
 	{"kernel = k\n[disk a]\npath = ..\nformat = raw\n", "[disk a] path = .."},
 	{"kernel = k\n[disk a]\npath = k\nformat = raw\n", "used twice"},
+	{"kernel = k\n[disk a]\npath = a\nformat = qcow2\nbacking = b, /etc/shadow\n",
+	 "[disk a] backing = /etc/shadow: not a plain file name"},
+	{"kernel = k\n[disk a]\npath = a\nformat = qcow2\nbacking = ../x\n", "[disk a] backing = ../x"},
+	{"kernel = k\n[disk a]\npath = a\nformat = qcow2\nbacking = b, a\n", "file name a is used twice"},
 	{"kernel = k\n[net a]\nbridge = br9\n", "bridge = br9: not among the bridges"},
 };
 
@@ -167,7 +181,7 @@ START_TEST(portable_definition_is_let_in)
 		parse(HEAD UUID
 		      "initrd = /boot/i\nserial = stdio\n[disk kernel]\npath = kernel\nformat = raw\n"
 		      "[disk a]\npath = /dev/sda\nformat = raw\nsize = 512\n[disk b]\npath = /srv/x\nformat "
-		      "= qcow2\n"
+		      "= qcow2\nbacking = /srv/base\n"
 		      "[disk c]\npath = a.raw\nformat = raw\n[net n]\nbridge = br1\n"),
 		0);
 	ck_assert_int_eq(vmdef_check_foreign(&def, "br0, br1", &err), -EPERM);
