@@ -62,6 +62,7 @@ struct mem_stats { /* snapshot; any thread */
 	unsigned round;
 	uint64_t total_bytes;	  /* populated guest memory at the start */
 	uint64_t remaining_bytes; /* still dirty in this round */
+	uint64_t round_bytes; /* dirty when this round began: what the guest wrote during the former one */
 	uint64_t sent_pages, zero_pages, hole_pages;
 	uint64_t wire_bytes;
 	uint64_t rate_bytes_per_s, dirty_bytes_per_s;

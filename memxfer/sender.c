@@ -154,6 +154,12 @@ static uint64_t predict_us(const struct mem_sender *s, uint64_t npages)
 	return (uint64_t)data_us + (s->collect_ns + s->round_trip_ns) / 1000 + FINAL_FIXED_US;
 }
 
+static void set_remaining(struct mem_sender *s, uint64_t npages)
+{
+	atomic_store(&s->round_pages, npages);
+	atomic_store(&s->counters.remaining_pages, (int64_t)npages);
+}
+
 static int begin(struct mem_sender *s, struct error *err)
 {
 	uint64_t populated;
@@ -167,7 +173,7 @@ static int begin(struct mem_sender *s, struct error *err)
 	if (ret < 0)
 		return ret;
 	atomic_store(&s->total_pages, populated);
-	atomic_store(&s->counters.remaining_pages, (int64_t)populated);
+	set_remaining(s, populated);
 	bitmap_set_range(s->dirty, 0, s->opt.space.npages);
 	return 0;
 }
@@ -207,7 +213,7 @@ int mem_sender_precopy(struct mem_sender *s, bool *limit_hit, struct error *err)
 		atomic_store(&s->dirty_rate, round == 1 ? (uint64_t)rate
 							: (atomic_load(&s->dirty_rate) + (uint64_t)rate) / 2);
 		last_collect_ns = now;
-		atomic_store(&s->counters.remaining_pages, (int64_t)dirty);
+		set_remaining(s, dirty);
 		predicted = predict_us(s, dirty);
 		atomic_store(&s->predicted_us, predicted);
 		log_debug("memory round %u: %llu data and %llu zero pages in %llu ms, then %llu dirty, "
@@ -256,7 +262,7 @@ int mem_sender_finish(struct mem_sender *s, struct error *err)
 	ret = collect(s, &dirty, err);
 	if (ret < 0)
 		return ret;
-	atomic_store(&s->counters.remaining_pages, (int64_t)dirty);
+	set_remaining(s, dirty);
 	atomic_fetch_add(&s->round, 1);
 	stripe(s, dirty);
 	ret = run_job(s, JOB_FINAL, err);
@@ -282,6 +288,7 @@ void mem_sender_stats(struct mem_sender *s, struct mem_stats *out)
 		.round = atomic_load(&s->round),
 		.total_bytes = atomic_load(&s->total_pages) * MEM_PAGE_BYTES,
 		.remaining_bytes = remaining > 0 ? (uint64_t)remaining * MEM_PAGE_BYTES : 0,
+		.round_bytes = atomic_load(&s->round_pages) * MEM_PAGE_BYTES,
 		.sent_pages = atomic_load(&s->counters.data_pages),
 		.zero_pages = atomic_load(&s->counters.zero_pages),
 		.hole_pages = atomic_load(&s->counters.hole_pages),

@@ -93,6 +93,7 @@ bool chunk_map_unsync(struct chunk_map *map, uint64_t offset_bytes, uint64_t len
 		bitmap_clear(map->synced, c);
 		clear_verified(map, c);
 		map->synced_bytes -= chunk_map_len(map, c);
+		map->unsynced_bytes += chunk_map_len(map, c);
 		map->nsynced--;
 		any = true;
 	}

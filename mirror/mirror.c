@@ -319,6 +319,7 @@ void mirror_stats(struct mirror *m, struct mirror_stats *out)
 	if (m->map) {
 		out->synced_bytes = m->map->synced_bytes;
 		out->verified_bytes = m->map->verified_bytes;
+		out->unsynced_bytes = m->map->unsynced_bytes;
 		out->all_synced = m->session && all_synced(m->session);
 	}
 	out->failed = m->session && m->session->failed;

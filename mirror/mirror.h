@@ -57,6 +57,7 @@ struct mirror_stats {
 	uint64_t data_bytes_copied, zero_bytes_copied, hole_bytes_skipped;
 	uint64_t mirrored_bytes; /* guest writes that went to both */
 	uint64_t verified_bytes; /* synced, and the remote's content agreed; falls as synced_bytes */
+	uint64_t unsynced_bytes; /* synced chunks that a failure made unsynced, to copy again; summed up */
 	bool all_synced;
 	bool failed;
 };

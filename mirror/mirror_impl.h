@@ -59,6 +59,7 @@ struct chunk_watch {
 
 struct chunk_map {
 	uint64_t size_bytes, nchunks, synced_bytes, nsynced;
+	uint64_t unsynced_bytes; /* what chunk_map_unsync took back, summed up */
 	uint32_t chunk_bytes;
 	unsigned shift;
 	uint64_t *synced, *copying;

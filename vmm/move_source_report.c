@@ -1,12 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
 #include <string.h>
 
+#include "base/bitmap.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "host/jsonl.h"
 #include "host/registry.h"
 #include "vmm/move_source.h"
+
+/* Above this the prediction has nothing to go by yet. */
+#define DOWNTIME_UNKNOWN_US UINT64_C(1000000000000)
 
 static const char *phase_word(enum move_phase phase)
 {
@@ -15,80 +20,178 @@ static const char *phase_word(enum move_phase phase)
 	return words[phase];
 }
 
-/* Bytes moved and to move, over disks and memory: what the per cent is made of. */
-static void totals(struct move *mv, uint64_t *done, uint64_t *total)
+/* What the ticker remembers from one second to the next. */
+struct report {
+	struct move *mv;
+	struct mirror_stats disk[VM_DISKS_MAX];
+	uint64_t unsynced_bytes[VM_DISKS_MAX]; /* as told so far */
+	uint64_t populated_bytes;	       /* of the guest's memory, before it is counted */
+	uint64_t done_bytes, total_bytes;
+	uint64_t copied_bytes, copied_before, done_before, last_us;
+	double progress; /* done bytes a second, smoothed */
+};
+
+/* So much guest memory there is to send: what is populated, by regions of 2 MiB. */
+static uint64_t populated_bytes(struct vm *vm)
 {
-	*done = *total = 0;
+	struct mem_space space = machine_memory_space(vm->machine);
+	uint64_t n = (space.npages * MEM_PAGE_BYTES + MEM_REGION_BYTES - 1) / MEM_REGION_BYTES;
+	CLEANUP_FREE uint64_t *map = bitmap_alloc(n);
+	if (!map || mem_populated_regions(&space, map, NULL))
+		return vm->def.memory_bytes;
+	return bitmap_count(map, n) * MEM_REGION_BYTES;
+}
+
+/* Bytes moved and to move, over disks and memory: what the per cent is made of. mv->lock held. */
+static void look(struct report *r)
+{
+	struct move *mv = r->mv;
+	r->done_bytes = r->total_bytes = r->copied_bytes = 0;
 	for (unsigned i = 0; i < mv->vm->def.ndisks; i++) {
-		struct mirror_stats st;
-		mirror_stats(mv->vm->disks[i].mirror, &st);
-		if (!st.total_bytes)
-			st.total_bytes = mv->vm->disks[i].local->size_bytes;
+		struct mirror_stats *st = &r->disk[i];
+		mirror_stats(mv->vm->disks[i].mirror, st);
+		if (!st->total_bytes)
+			st->total_bytes = mv->vm->disks[i].local->size_bytes;
 		/* A hole costs nothing: count what is allocated, in proportion to how far the pass is. */
 		uint64_t weight = mv->vm->disks[i].info.allocated_bytes;
 		if (!weight)
-			weight = st.total_bytes;
-		*total += weight;
-		*done += st.total_bytes ? (uint64_t)((double)weight * (double)st.synced_bytes /
-						     (double)st.total_bytes)
-					: 0;
+			weight = st->total_bytes;
+		r->total_bytes += weight;
+		r->done_bytes += st->total_bytes ? (uint64_t)((double)weight * (double)st->synced_bytes /
+							      (double)st->total_bytes)
+						 : 0;
+		r->copied_bytes += st->data_bytes_copied + st->mirrored_bytes;
 	}
+	if (mv->sender)
+		mem_sender_stats(mv->sender, &mv->mem);
 	if (mv->mem.total_bytes) {
-		*total += mv->mem.total_bytes;
+		r->total_bytes += mv->mem.total_bytes;
 		if (mv->mem.remaining_bytes < mv->mem.total_bytes)
-			*done += mv->mem.total_bytes - mv->mem.remaining_bytes;
+			r->done_bytes += mv->mem.total_bytes - mv->mem.remaining_bytes;
 	} else {
-		*total += mv->vm->def.memory_bytes / 2;
+		r->total_bytes += r->populated_bytes;
 	}
 }
 
-static uint64_t storage_copied(struct move *mv)
+/* Milliseconds to the end, 0 = not known: the bytes still to move at the pace so far; those of the memory and
+ * what the guest dirties while they travel. */
+static uint64_t predict_end_ms(const struct report *r, enum move_phase phase)
 {
-	uint64_t n = 0;
-	for (unsigned i = 0; i < mv->vm->def.ndisks; i++) {
-		struct mirror_stats st;
-		mirror_stats(mv->vm->disks[i].mirror, &st);
-		n += st.data_bytes_copied + st.mirrored_bytes;
+	const struct mem_stats *mem = &r->mv->mem;
+	double left = (double)(r->total_bytes - r->done_bytes), pace = r->progress;
+	if (phase >= MOVE_MEMORY && mem->rate_bytes_per_s) {
+		pace = (double)mem->rate_bytes_per_s;
+		double again = (double)mem->dirty_bytes_per_s / pace;
+		left /= again < 0.9 ? 1 - again : 0.1;
 	}
-	return n;
+	double ms = pace > 0 ? left * 1000 / pace : 0;
+	return ms < 1e15 ? (uint64_t)ms : 0;
+}
+
+static json_t *describe_disks(const struct report *r)
+{
+	json_t *disks = json_array();
+	for (unsigned i = 0; i < r->mv->vm->def.ndisks; i++) {
+		const struct mirror_stats *st = &r->disk[i];
+		json_array_append_new(disks,
+				      json_pack("{s:s, s:I, s:I, s:I, s:I}", "id", r->mv->vm->def.disks[i].id,
+						"total_bytes", (json_int_t)st->total_bytes, "synced_bytes",
+						(json_int_t)st->synced_bytes, "copied_bytes",
+						(json_int_t)st->data_bytes_copied, "mirrored_bytes",
+						(json_int_t)st->mirrored_bytes));
+	}
+	return disks;
+}
+
+static json_t *describe_memory(const struct mem_stats *mem)
+{
+	return json_pack("{s:I, s:I, s:I, s:i, s:I, s:I, s:I, s:I}", "total_bytes",
+			 (json_int_t)mem->total_bytes, "remaining_bytes", (json_int_t)mem->remaining_bytes,
+			 "round_bytes", (json_int_t)mem->round_bytes, "round", (int)mem->round,
+			 "rate_bytes_per_s", (json_int_t)mem->rate_bytes_per_s, "dirty_bytes_per_s",
+			 (json_int_t)mem->dirty_bytes_per_s, "sent_bytes",
+			 (json_int_t)(mem->sent_pages * MEM_PAGE_BYTES), "wire_bytes",
+			 (json_int_t)mem->wire_bytes);
+}
+
+/* Why what is left grew: chunks that a broken session left behind. */
+static void tell_unsynced(struct report *r, uint64_t ms)
+{
+	for (unsigned i = 0; i < r->mv->vm->def.ndisks; i++) {
+		const char *id = r->mv->vm->def.disks[i].id;
+		uint64_t now = r->disk[i].unsynced_bytes, before = r->unsynced_bytes[i];
+		r->unsynced_bytes[i] = now;
+		if (now <= before) /* less: a new map */
+			continue;
+		char text[160];
+		uint64_t again = now - before;
+		bool mib = again >= (1u << 20);
+		snprintf(text, sizeof text, "disk %s: session broke, %llu %s to copy again", id,
+			 (unsigned long long)(again >> (mib ? 20 : 10)), mib ? "MiB" : "KiB");
+		move_events_emit(r->mv->events,
+				 json_pack("{s:s, s:I, s:s, s:s, s:I}", "event", "message", "ms",
+					   (json_int_t)ms, "text", text, "disk", id, "again_bytes",
+					   (json_int_t)again),
+				 false);
+	}
+}
+
+/* mv->lock held. */
+static void report_once(struct report *r)
+{
+	struct move *mv = r->mv;
+	look(r);
+	enum move_phase phase = mv->phase;
+	uint64_t now_us = clock_now_us(), ms = now_us / 1000 - mv->t_start_ms, span = now_us - r->last_us + 1;
+	uint64_t rate = phase == MOVE_STORAGE ? (r->copied_bytes - r->copied_before) * 1000000 / span
+					      : mv->mem.rate_bytes_per_s;
+	if (r->done_bytes > r->done_before) {
+		double sample = (double)(r->done_bytes - r->done_before) * 1e6 / (double)span;
+		r->progress += r->progress > 0 ? (sample - r->progress) * 0.3 : sample;
+	} else {
+		r->progress *= 0.7;
+	}
+	r->copied_before = r->copied_bytes;
+	r->done_before = r->done_bytes;
+	r->last_us = now_us;
+	double percent = r->total_bytes ? 99.0 * (double)r->done_bytes / (double)r->total_bytes : 0;
+	if (percent > mv->percent)
+		mv->percent = percent;
+	tell_unsynced(r, ms);
+	json_t *ev =
+		json_pack("{s:s, s:s, s:I, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:o}", "event", "progress",
+			  "phase", phase_word(phase), "ms", (json_int_t)ms, "percent", mv->percent,
+			  "done_bytes", (json_int_t)r->done_bytes, "total_bytes", (json_int_t)r->total_bytes,
+			  "remaining_bytes", (json_int_t)(r->total_bytes - r->done_bytes), "rate_bytes_per_s",
+			  (json_int_t)rate, "dirty_bytes_per_s", (json_int_t)mv->mem.dirty_bytes_per_s,
+			  "eta_ms", (json_int_t)predict_end_ms(r, phase), "round", (int)mv->mem.round,
+			  "disks", describe_disks(r));
+	if (mv->mem.total_bytes)
+		json_object_set_new(ev, "memory", describe_memory(&mv->mem));
+	if (mv->mem.predicted_downtime_us && mv->mem.predicted_downtime_us < DOWNTIME_UNKNOWN_US)
+		json_object_set_new(ev, "predicted_downtime_ms",
+				    json_real((double)mv->mem.predicted_downtime_us / 1000));
+	uint64_t bandwidth = rate_limit_get(&mv->bandwidth);
+	if (bandwidth) {
+		json_object_set_new(ev, "bandwidth_bytes_per_s", json_integer((json_int_t)bandwidth));
+		json_object_set_new(ev, "throttled", json_boolean(rate_limit_wait_ns(&mv->bandwidth) > 0));
+	}
+	move_events_emit(mv->events, ev, false);
 }
 
 static void *tick(void *arg)
 {
+	struct report r = {.mv = arg, .last_us = clock_now_us()};
 	struct move *mv = arg;
-	uint64_t last_copied = 0, last_us = clock_now_us();
+	r.populated_bytes = populated_bytes(mv->vm);
 	pthread_mutex_lock(&mv->lock);
 	while (mv->ticker_started) {
 		uint64_t at = clock_now_ns() + UINT64_C(1000000000);
 		struct timespec until = clock_timespec(at);
 		while (mv->ticker_started && clock_now_ns() < at)
 			pthread_cond_timedwait(&mv->changed, &mv->lock, &until);
-		if (!mv->ticker_started)
-			break;
-		if (mv->sender)
-			mem_sender_stats(mv->sender, &mv->mem);
-		enum move_phase phase = mv->phase;
-		uint64_t done, total;
-		totals(mv, &done, &total);
-		uint64_t copied = storage_copied(mv), now = clock_now_us();
-		uint64_t rate = phase == MOVE_STORAGE ? (copied - last_copied) * 1000000 / (now - last_us + 1)
-						      : mv->mem.rate_bytes_per_s;
-		last_copied = copied;
-		last_us = now;
-		double percent = total ? 99.0 * (double)done / (double)total : 0;
-		if (percent > mv->percent)
-			mv->percent = percent;
-		uint64_t eta_ms = rate && total > done ? (total - done) * 1000 / rate : 0;
-		json_t *ev = json_pack("{s:s, s:s, s:f, s:I, s:I, s:I, s:I, s:I, s:i}", "event", "progress",
-				       "phase", phase_word(phase), "percent", mv->percent, "done_bytes",
-				       (json_int_t)done, "total_bytes", (json_int_t)total, "rate_bytes_per_s",
-				       (json_int_t)rate, "dirty_bytes_per_s",
-				       (json_int_t)mv->mem.dirty_bytes_per_s, "eta_ms", (json_int_t)eta_ms,
-				       "round", (int)mv->mem.round);
-		uint64_t bandwidth = rate_limit_get(&mv->bandwidth);
-		if (bandwidth)
-			json_object_set_new(ev, "bandwidth_bytes_per_s", json_integer((json_int_t)bandwidth));
-		move_events_emit(mv->events, ev, false);
+		if (mv->ticker_started)
+			report_once(&r);
 	}
 	pthread_mutex_unlock(&mv->lock);
 	return NULL;
