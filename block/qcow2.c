@@ -205,12 +205,14 @@ static void qcow2_close(struct block *blk)
 	free(disk);
 }
 
-/* The host's cache of the whole file; qemu-nbd keeps metadata alone. */
+/* The host's cache of the files; qemu-nbd keeps metadata alone. */
 static void qcow2_drop_cache(struct block *blk, uint64_t offset_bytes, uint64_t len_bytes)
 {
 	(void)offset_bytes;
 	(void)len_bytes;
-	posix_fadvise(((struct qcow2_disk *)blk)->image_fd, 0, 0, POSIX_FADV_DONTNEED);
+	const struct image_chain *chain = &((struct qcow2_disk *)blk)->chain;
+	for (unsigned i = 0; i < chain->nlayers; i++)
+		posix_fadvise(chain->layers[i].fd, 0, 0, POSIX_FADV_DONTNEED);
 }
 
 static const struct block_ops qcow2_ops = {
