@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz soak kill-matrix bench bench-storage man format install clean
+# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz soak kill-matrix storage-model bench bench-storage man format install clean
 # Variables: V=1 (show commands), B=build (build directory), SAN=address,undefined|thread, WERROR=1, PREFIX, DESTDIR
 
 B ?= build
@@ -91,6 +91,7 @@ $(B)/%.o: %.c VERSION
 -include tests/guest/guest.mk
 -include tests/helpers/helpers.mk
 -include tests/fuzz/fuzz.mk
+-include tests/storage-model/storage-model.mk
 -include bench/bench.mk
 
 MANPAGES := $(patsubst docs/man/%.scd,$(B)/man/%,$(wildcard docs/man/*.scd))
@@ -116,7 +117,7 @@ asan:
 tsan:
 	$(Q)TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp" $(MAKE) --no-print-directory B=build-tsan SAN=thread unit
 valgrind: $(ALL_TESTS)
-	$(Q)SNM_NO_IO_URING=1 SNM_MODEL_SEEDS=20 SNM_WRAP="valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite --child-silent-after-fork=yes --suppressions=tests/valgrind.supp" tests/run-unit $(ALL_TESTS)
+	$(Q)SNM_NO_IO_URING=1 SNM_MODEL_SEEDS=20 SNM_STORAGE_SEEDS=3 SNM_WRAP="valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite --child-silent-after-fork=yes --suppressions=tests/valgrind.supp" tests/run-unit $(ALL_TESTS)
 # ten moves back and forth of the Linux guest after the first, a hundred of the native one
 soak: all tests
 	MOVES=11 tests/system/linux_moves.sh

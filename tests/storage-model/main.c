@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The storage model: a random guest, the mirror, our NBD client and server, and two real disks, while the
+ * copy runs at random speed and breaks at random places; at every handover both disks and a reference in
+ * memory are the same, byte by byte.
+ *
+ * SNM_STORAGE_SEEDS (default 10) seeds from SNM_STORAGE_FIRST (default 1); SNM_STORAGE_VERBOSE=1 prints what
+ * happens. One seed makes the same choices each time; when requests end is up to the kernel.
+ */
+#include <check.h>
+#include <signal.h>
+#include <stdlib.h>
+
+#include "base/log.h"
+#include "tests/storage-model/world.h"
+
+static unsigned env_number(const char *name, unsigned otherwise)
+{
+	const char *s = getenv(name);
+	return s && *s ? (unsigned)strtoul(s, NULL, 10) : otherwise;
+}
+
+START_TEST(both_disks_and_the_model_agree_at_every_handover)
+{
+	run_seed(env_number("SNM_STORAGE_FIRST", 1) + (unsigned)_i);
+}
+END_TEST
+
+int main(void)
+{
+	setenv("SNM_LOG", "error", 0);
+	log_init("storage-model");
+	signal(SIGPIPE, SIG_IGN);
+	Suite *s = suite_create("storage-model");
+	TCase *tc = tcase_create("seeds");
+	tcase_set_timeout(tc, env_number("SNM_STORAGE_TIMEOUT", 240));
+	tcase_add_loop_test(tc, both_disks_and_the_model_agree_at_every_handover, 0,
+			    (int)env_number("SNM_STORAGE_SEEDS", 10));
+	suite_add_tcase(s, tc);
+	SRunner *sr = srunner_create(s);
+	srunner_run_all(sr, CK_ENV);
+	int failed = srunner_ntests_failed(sr);
+	srunner_free(sr);
+	return failed ? 1 : 0;
+}

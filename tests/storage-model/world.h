@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One seed: two disks, the mirror between them, a guest, and the sessions that connect them. */
+#ifndef TESTS_STORAGE_MODEL_WORLD_H
+#define TESTS_STORAGE_MODEL_WORLD_H
+
+#include <stdatomic.h>
+
+#include "base/rate_limit.h"
+#include "mirror/mirror.h"
+#include "nbd/nbd.h"
+#include "tests/storage-model/disk.h"
+#include "tests/storage-model/guest.h"
+#include "tests/storage-model/model.h"
+#include "tests/storage-model/shaky.h"
+#include "tests/storage-model/wire.h"
+
+#define WIRES_MAX 4
+#define HANG_S	  60
+
+enum fault {
+	FAULT_NONE,
+	FAULT_CUT,	      /* the connection ends in the middle of a message */
+	FAULT_SILENT,	      /* nothing arrives any more */
+	FAULT_SILENT_REPLIES, /* requests are executed, replies get lost */
+	FAULT_REMOTE_ERROR,
+	FAULT_SERVER_STOPPED, /* the fence of the destination */
+	FAULT_STOP,	      /* the source ends the session itself */
+	FAULT_LOCAL_READ,
+	FAULTS
+};
+
+/* How a session follows another. */
+enum start { START_FIRST, START_KEEP_MAP, START_OVER };
+
+struct world {
+	unsigned seed, rng;
+	char dir[64];
+	struct model model;
+	struct guest guest;
+	struct disk local, remote;
+	struct shaky *local_shaky, *remote_shaky;
+	struct mirror *mirror;
+	struct block *top;
+	struct rate_limit rate;
+
+	/* the plan */
+	bool tcp, remote_is_zero, slow;
+	unsigned connections, faults_left, handovers;
+	uint32_t chunk_bytes;
+
+	/* the session */
+	bool open, stop_wanted;
+	struct nbd_server *server;
+	struct wire *wires[WIRES_MAX], *old_wires[WIRES_MAX];
+	enum fault fault;
+	uint64_t fault_at_ns;
+	atomic_uint failed_calls;
+	char why[200];
+
+	/* for the summary */
+	unsigned sessions, broken, handovers_done, settles;
+	unsigned faults[FAULTS];
+};
+
+unsigned world_random(struct world *w, unsigned below);
+/* From `least` to `most`, small ones as often as large ones. */
+uint64_t world_random_log(struct world *w, uint64_t least, uint64_t most);
+
+const char *fault_name(enum fault fault);
+/* session.c */
+void session_open(struct world *w, enum start how);
+/* As a source does it that lost its link, and the destination that is asked for a new one. */
+void session_end(struct world *w);
+/* The destination takes no more from the source: its part of a COMMIT. */
+void session_fence(struct world *w);
+/* Until all is synced (true), or the session broke. */
+bool session_sync(struct world *w);
+bool session_flush(struct world *w);
+void session_forget_wires(struct world *w);
+
+/* run.c */
+void run_seed(unsigned seed);
+
+#endif
