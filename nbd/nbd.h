@@ -22,7 +22,7 @@ struct nbd_server_options {
 	unsigned handshake_timeout_ms; /* 0 = 10 s */
 	unsigned idle_timeout_ms;      /* 0 = none: silence between requests is normal in NBD */
 	uint32_t max_request_bytes;    /* 0 = 32 MiB */
-	size_t max_inflight_bytes;     /* per connection, 0 = 64 MiB */
+	size_t max_inflight_bytes;     /* per connection, 0 = 30 MiB; a larger request goes alone */
 };
 
 int nbd_server_create(const struct nbd_server_options *opt, struct nbd_server **out, struct error *err);

@@ -31,7 +31,8 @@
 #define NBD_QUERIES_MAX		32
 #define NBD_EXTENTS_MAX		1024 /* in one block status reply */
 #define NBD_DEFAULT_MAX_REQUEST (32u << 20)
-#define NBD_DEFAULT_MAX_FLIGHT	(64u << 20)
+/* Half of what a connection may cost (64 MiB): malloc may keep as much again of what was freed. */
+#define NBD_DEFAULT_MAX_FLIGHT (30u << 20)
 
 enum nbd_handshake_flag { NBD_FLAG_FIXED_NEWSTYLE = 1 << 0, NBD_FLAG_NO_ZEROES = 1 << 1 };
 

@@ -18,6 +18,8 @@ struct nbd_reply *nbd_reply_create(struct nbd_connection *nc, const struct nbd_r
 	r->cost_bytes = NBD_REQUEST_COST_BYTES;
 	if (nbd_command_transfers(req->command))
 		r->cost_bytes += nbd_buffer_bytes(req->len_bytes);
+	else if (req->command == NBD_CMD_BLOCK_STATUS)
+		r->cost_bytes += 8 * NBD_EXTENTS_MAX; /* the reply's payload waits for a slow client */
 	/* One that is larger than the whole budget goes alone. */
 	SCOPE_LOCK(&nc->lock);
 	while (nc->flight_bytes && nc->flight_bytes + r->cost_bytes > nc->server->opt.max_inflight_bytes)
