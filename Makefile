@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz soak kill-matrix storage-model bench bench-storage man format install clean
+# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz soak kill-matrix storage-model bench bench-storage bench-memory man format install clean
 # Variables: V=1 (show commands), B=build (build directory), SAN=address,undefined|thread, WERROR=1, PREFIX, DESTDIR
 
 B ?= build

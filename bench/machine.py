@@ -7,6 +7,7 @@ import shutil
 import socket
 import statistics
 import subprocess
+import sys
 import time
 
 
@@ -89,6 +90,71 @@ def spread(values):
     return 100 * (max(values) - min(values)) / 2 / m if m else 0.0
 
 
+# --- rows ---
+
+class Rows:
+    """What is measured and what came of it; every row is printed as soon as it is known."""
+
+    def __init__(self, runs):
+        self.runs, self.rows = runs, []
+
+    def alternate(self, sides, runs=None):
+        """Each side in turn, `runs` times, the order turned round every time. {name: [result]}"""
+        results, runs = {name: [] for name in sides}, runs or self.runs
+        for i in range(runs):
+            order = list(sides) if i % 2 == 0 else list(sides)[::-1]
+            for name in order:
+                if sys.stdout.isatty():
+                    print(f"  {name} {i + 1}/{runs}\033[K", end="\r", flush=True)
+                results[name].append(sides[name](i))
+        return results
+
+    def add(self, rid, what, figure, goal, good, detail, samples=None):
+        status = "no goal" if good is None else "met" if good else "missed"
+        self.rows.append({"id": rid, "what": what, "figure": figure, "goal": goal, "status": status,
+                          "detail": detail, "samples": samples})
+        print(f"{rid}: {what}: {figure:.2f} ({goal or 'no goal'}): {status}. {detail}", flush=True)
+
+    def note(self, rid, what, goal, status, detail=""):
+        self.rows.append({"id": rid, "what": what, "goal": goal, "status": status, "detail": detail})
+        print(f"{rid}: {what}: {status} {detail}".rstrip(), flush=True)
+
+
+def choose(plan, rows):
+    chosen = list(plan) if rows == "all" else rows.split(",")
+    for rid in chosen:
+        if rid not in plan:
+            sys.exit(f"bench: no row {rid}; there are: {' '.join(plan)}")
+    return chosen
+
+
+def measure(rows, plan, chosen, about, missing):
+    """Runs the chosen rows of {id: function}. `missing` is the exception that says a peer is not there."""
+    if about["load_average"] > 0.5:
+        print(f"bench: load average {about['load_average']:.2f}: other programs run; the figures will be noisy")
+    if rows.runs < FEWEST_RUNS:
+        print(f"bench: a trial: fewer than {FEWEST_RUNS} runs of each side")
+    for rid in chosen:
+        try:
+            plan[rid]()
+        except missing as e:
+            rows.note(rid, "", "", "skipped", str(e))
+        except Exception as e:  # whatever it is, the other rows are measured  # pylint: disable=broad-except
+            rows.note(rid, "", "", "failed", f"{type(e).__name__}: {e}")
+
+
+def finish(rows, base):
+    """The table and the sum. The exit status: 1 if a row could not be measured."""
+    print()
+    print_table(rows.rows)
+
+    def count(word):
+        return sum(r["status"].startswith(word) for r in rows.rows)
+    print(f"\n{count('met')} met, {count('missed')} missed, {count('no goal')} without a goal, {count('skipped')} skipped, "
+          f"{count('not there')} not there yet, {count('failed')} failed; {os.path.relpath(base)}.json and .md")
+    return 1 if count("failed") else 0
+
+
 # --- tables ---
 
 def cells(row):
@@ -107,14 +173,15 @@ def print_table(rows):
         print("  ".join([*(c.ljust(w) for c, w in zip(r, widths)), r[-1]]).rstrip())
 
 
-def write_results(folder, machine, settings, rows):
+def write_results(folder, name, machine, settings, rows):
+    """NAME-DATE.json, every run's figures, and NAME-DATE.md, the table. The path without its ending."""
     os.makedirs(folder, exist_ok=True)
-    base = os.path.join(folder, "storage-" + machine["date"].replace(":", "").replace("-", ""))
+    base = os.path.join(folder, f"{name}-" + machine["date"].replace(":", "").replace("-", ""))
     with open(base + ".json", "w", encoding="utf-8") as f:
         json.dump({"machine": machine, "settings": settings, "rows": rows}, f, indent=1)
         f.write("\n")
     with open(base + ".md", "w", encoding="utf-8") as f:
-        f.write(f"# Storage, {machine['date']}\n\n")
+        f.write(f"# {name.capitalize()}, {machine['date']}\n\n")
         v = ", ".join(f"{p} {n}" for p, n in machine["versions"].items())
         f.write(f"snmigrate {machine['snmigrate']}. {machine['cpus']} × {machine['cpu']}, {machine['memory_mib']} MiB, "
                 f"Linux {machine['kernel']}, {machine['file_system']} ({machine['mount_options']}) on "

@@ -28,7 +28,7 @@ class Missing(Exception):
 def need(*programs):
     missing = [p for p in programs if not shutil.which(p)]
     if missing:
-        packages = " ".join(sorted({PACKAGES[p] for p in missing}))
+        packages = " ".join(sorted({PACKAGES.get(p, p) for p in missing}))
         raise Missing(f"{', '.join(missing)} not found: apt-get install {packages}")
 
 
@@ -202,23 +202,15 @@ def nbdcopy(source, destination, folder):
 
 # --- QEMU ---
 
-class Qemu:
-    """A QEMU without a guest that holds one raw disk, driven by QMP."""
+class Qmp:
+    """A QEMU in the background that is driven by QMP on the socket `path`."""
 
-    def __init__(self, source, folder, direct=True):
-        need("qemu-system-x86_64", "qemu-nbd")
-        self.folder, self.log, self.direct = folder, os.path.join(folder, "qemu.log"), direct
-        path = os.path.join(folder, "qmp")
+    def __init__(self, argv, path, log):
+        need(argv[0])
         if os.path.exists(path):
             os.unlink(path)
-        disk = {"driver": "raw", "node-name": "disk0", "discard": "unmap",
-                "cache": {"direct": direct, "no-flush": False},
-                "file": {"driver": "file", "filename": source, "discard": "unmap",
-                         "aio": "native" if direct else "threads",
-                         "cache": {"direct": direct, "no-flush": False}}}
-        self.server = Server(["qemu-system-x86_64", "-S", "-machine", "none", "-nodefaults", "-display", "none",
-                              "-qmp", f"unix:{path},server=on,wait=off", "-blockdev", json.dumps(disk)],
-                             lambda: os.path.exists(path), self.log)
+        self.log = log
+        self.server = Server([*argv, "-qmp", f"unix:{path},server=on,wait=off"], lambda: os.path.exists(path), log)
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(RUN_TIMEOUT_S)
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -259,6 +251,32 @@ class Qemu:
             if "event" in m:
                 self.events.append(m)
 
+    def close(self):
+        self.server.kill()
+        self.file.close()
+        self.sock.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+
+class Qemu(Qmp):
+    """A QEMU without a guest that holds one raw disk."""
+
+    def __init__(self, source, folder, direct=True):
+        need("qemu-nbd")
+        self.folder, self.direct = folder, direct
+        disk = {"driver": "raw", "node-name": "disk0", "discard": "unmap",
+                "cache": {"direct": direct, "no-flush": False},
+                "file": {"driver": "file", "filename": source, "discard": "unmap",
+                         "aio": "native" if direct else "threads",
+                         "cache": {"direct": direct, "no-flush": False}}}
+        super().__init__(["qemu-system-x86_64", "-S", "-machine", "none", "-nodefaults", "-display", "none",
+                          "-blockdev", json.dumps(disk)], os.path.join(folder, "qmp"), os.path.join(folder, "qemu.log"))
+
     def destination(self, path):
         """qemu-nbd over the destination; several requests in flight, as a mirror job has them."""
         port = free_port()
@@ -282,14 +300,6 @@ class Qemu:
         self.command("nbd-server-start", addr={"type": "unix", "data": {"path": path}})
         self.command("block-export-add", **{"type": "nbd", "id": "x", "node-name": "disk0", "name": "",
                                             "writable": True})
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        self.server.kill()
-        self.file.close()
-        self.sock.close()
 
 
 def drive_mirror(source, destination, folder, direct=True):
