@@ -8,9 +8,12 @@
 #include "base/bitmap.h"
 #include "base/cleanup.h"
 
+#define WITNESS_PART_BYTES (256u << 20)
+
 struct witness {
 	struct block *blk;
 	atomic_bool counting; /* a chunk is */
+	atomic_bool cancelled;
 	pthread_mutex_t lock; /* what follows */
 	struct proof *proof;
 	uint64_t *begun, nbegun; /* chunks that were asked for */
@@ -28,6 +31,7 @@ int witness_create(struct block *blk, uint32_t chunk_bytes, uint64_t seed, struc
 		return error_errno(err, ENOMEM, "%s: hashes", blk->label);
 	w->blk = blk;
 	atomic_init(&w->counting, false);
+	atomic_init(&w->cancelled, false);
 	pthread_mutex_init(&w->lock, NULL);
 	if (proof_create(blk->size_bytes, chunk_bytes, seed, &w->proof) ||
 	    !(w->begun = bitmap_alloc(w->proof->nchunks + 1))) {
@@ -74,14 +78,28 @@ int witness_hashes(struct witness *w, uint64_t first, unsigned n, struct mirror_
 			return error_errno(err, rc, "%s: flush before it is read again", w->blk->label);
 	}
 	block_drop_cache(w->blk, at, len);
-	int rc = mirror_hash_block(w->blk, p->chunk_bytes, p->seed, first, n, out, err);
-	if (rc)
-		return error_prefix(err, "reading what was written");
+	/* In parts, as a source may ask for many terabytes at a time. */
+	unsigned part = p->chunk_bytes < WITNESS_PART_BYTES ? WITNESS_PART_BYTES / p->chunk_bytes : 1;
+	for (unsigned done = 0, now; done < n; done += now) {
+		if (atomic_load(&w->cancelled))
+			return error_set(err, ECANCELED, "%s: hashes: cancelled", w->blk->label);
+		now = n - done < part ? n - done : part;
+		int rc = mirror_hash_block(w->blk, p->chunk_bytes, p->seed, first + done, now, out + done,
+					   err);
+		if (rc)
+			return error_prefix(err, "reading what was written");
+	}
 	SCOPE_LOCK(&w->lock);
 	for (unsigned i = 0; i < n; i++)
 		proof_set(p, first + i, &out[i]);
 	w->hashed_bytes += len;
 	return 0;
+}
+
+void witness_cancel(struct witness *w)
+{
+	if (w)
+		atomic_store(&w->cancelled, true);
 }
 
 /* lock held. */

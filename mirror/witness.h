@@ -22,6 +22,8 @@ void witness_free(struct witness *w); /* NULL is fine */
 /* Chunks [first, first+n) count what is written to them from now on. What the block completed is made
  * durable, dropped from the cache, read again and hashed. Blocks. */
 int witness_hashes(struct witness *w, uint64_t first, unsigned n, struct mirror_hash *out, struct error *err);
+/* Ends a witness_hashes under way soon (-ECANCELED), and all that come. Any thread; NULL is fine. */
+void witness_cancel(struct witness *w);
 /* A change that arrived, before the block has it; data: of a write, NULL for zeroes and discards. */
 void witness_observe(struct witness *w, uint64_t offset_bytes, uint64_t len_bytes, const void *data);
 /* Over all chunks; 0 while a chunk was never asked for. Reads the whole table: not while a guest waits. Kept

@@ -23,6 +23,10 @@ struct nbd_server_options {
 	unsigned idle_timeout_ms;      /* 0 = none: silence between requests is normal in NBD */
 	uint32_t max_request_bytes;    /* 0 = 32 MiB */
 	size_t max_inflight_bytes;     /* per connection, 0 = 30 MiB; a larger request goes alone */
+	/* Sees every valid change as it was received, before the block has it; data: of a write, NULL for
+	 * zeroes and trims. From the connections' threads. Optional. */
+	void (*observe)(void *observer, uint64_t offset_bytes, uint64_t len_bytes, const void *data);
+	void *observer;
 };
 
 int nbd_server_create(const struct nbd_server_options *opt, struct nbd_server **out, struct error *err);

@@ -63,6 +63,10 @@ static void submit(struct nbd_reply *r, enum block_op op)
 		r->io.iov = &r->iov;
 		r->io.niov = 1;
 	}
+	const struct nbd_server_options *opt = &nc->server->opt;
+	if (opt->observe && op != BLOCK_READ && op != BLOCK_FLUSH)
+		opt->observe(opt->observer, r->req.offset_bytes, r->req.len_bytes,
+			     op == BLOCK_WRITE ? r->data : NULL);
 	pthread_mutex_lock(&nc->lock);
 	nc->in_block++;
 	r->in_block = true;

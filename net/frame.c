@@ -29,6 +29,9 @@ static const char *const type_names[] = {
 	[FRAME_ASK] = "ask",
 	[FRAME_ANSWER] = "answer",
 	[FRAME_FILE] = "file",
+	[FRAME_HASH_ASK] = "hash-ask",
+	[FRAME_HASHES] = "hashes",
+	[FRAME_SUMS] = "sums",
 };
 
 static bool type_known(unsigned type)
@@ -36,16 +39,19 @@ static bool type_known(unsigned type)
 	return type < ARRAY_SIZE(type_names) && type_names[type];
 }
 
-static bool type_is_json(unsigned type)
+bool frame_type_is_json(unsigned type)
 {
-	return type != FRAME_DEVICE_STATE && type != FRAME_FILE;
+	return type != FRAME_DEVICE_STATE && type != FRAME_FILE && type != FRAME_HASH_ASK &&
+	       type != FRAME_HASHES && type != FRAME_SUMS;
 }
 
 static uint32_t type_max_bytes(unsigned type)
 {
 	if (type == FRAME_DEVICE_STATE)
 		return FRAME_STATE_MAX_BYTES;
-	return type == FRAME_FILE ? FRAME_FILE_MAX_BYTES : FRAME_JSON_MAX_BYTES;
+	if (type == FRAME_FILE)
+		return FRAME_FILE_MAX_BYTES;
+	return frame_type_is_json(type) ? FRAME_JSON_MAX_BYTES : FRAME_HASHES_MAX_BYTES;
 }
 
 const char *frame_type_name(unsigned type)
@@ -134,7 +140,7 @@ int frame_read(struct conn *conn, unsigned timeout_ms, struct frame *out, struct
 				type_names[h.type]);
 	if (ret == 0 && XXH3_64bits(frame.payload, h.len) != h.checksum)
 		ret = error_set(err, EPROTO, "control frame %s: checksum does not match", type_names[h.type]);
-	if (ret == 0 && type_is_json(h.type))
+	if (ret == 0 && frame_type_is_json(h.type))
 		ret = parse_payload(&frame, err);
 	if (ret < 0) {
 		frame_release(&frame);
@@ -166,7 +172,7 @@ int frame_send_json(struct conn *conn, enum frame_type type, uint64_t epoch, jso
 	CLEANUP_FREE char *text = NULL;
 	size_t len;
 
-	if (!type_is_json(type) || (json && !json_is_object(json)))
+	if (!frame_type_is_json(type) || (json && !json_is_object(json)))
 		return error_set(err, EINVAL, "control frame %s: not a JSON object", frame_type_name(type));
 	text = json ? json_dumps(json, JSON_COMPACT) : strdup("{}");
 	if (!text)

@@ -4,6 +4,7 @@
 #define NET_FRAME_H
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/error.h"
@@ -11,8 +12,8 @@
 
 /*
  * Control channel frame, big-endian: u32 magic "SNMC", u16 type, u16 flags (0), u64 epoch, u32 payload
- * length, u64 XXH3 of the payload; then the payload: JSON (UTF-8 object) for all types but
- * FRAME_DEVICE_STATE.
+ * length, u64 XXH3 of the payload; then the payload: JSON (UTF-8 object) for all types but those that say
+ * binary.
  */
 enum frame_type {
 	FRAME_HELLO = 1, /* source: version range, uuid, name, definition, disks, cpu, memory */
@@ -33,12 +34,16 @@ enum frame_type {
 	FRAME_ANSWER,
 	FRAME_FILE, /* binary: u32 index of hello's "files", u64 offset, bytes; at most 1 MiB of them a frame
 		     */
+	FRAME_HASH_ASK, /* binary, these three: vmm/move_hashes.h. Source: hashes of a disk's chunks */
+	FRAME_HASHES,	/* destination: what its media hold */
+	FRAME_SUMS,	/* source, before the device state: what was written since */
 };
 
-#define FRAME_HEADER_BYTES    28
-#define FRAME_JSON_MAX_BYTES  (1u << 20)
-#define FRAME_FILE_MAX_BYTES ((1u << 20) + 12)
-#define FRAME_STATE_MAX_BYTES (64u << 20)
+#define FRAME_HEADER_BYTES     28
+#define FRAME_JSON_MAX_BYTES   (1u << 20)
+#define FRAME_FILE_MAX_BYTES   ((1u << 20) + 12)
+#define FRAME_STATE_MAX_BYTES  (64u << 20)
+#define FRAME_HASHES_MAX_BYTES (512u << 10)
 
 struct frame {
 	enum frame_type type;
@@ -56,6 +61,7 @@ struct frame_header {
 };
 
 const char *frame_type_name(unsigned type);
+bool frame_type_is_json(unsigned type);
 /* Pure, for unit tests and the fuzzer: validates magic, type, flags, length against the type's limit. */
 int frame_header_decode(const uint8_t raw[FRAME_HEADER_BYTES], struct frame_header *out, struct error *err);
 void frame_header_encode(uint8_t raw[FRAME_HEADER_BYTES], const struct frame_header *h);

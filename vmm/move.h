@@ -14,8 +14,13 @@
 
 /* The two ends of a move. docs/design.md "A move, message by message", docs/handover.md. */
 
-#define MOVE_PROTOCOL_MIN 1
-#define MOVE_PROTOCOL_MAX 1
+#define MOVE_PROTOCOL_MIN 1 /* of a source; 1 knows no proof */
+#define MOVE_PROTOCOL_MAX 2 /* what a source of this program speaks */
+
+/* A disk is copied and proved in chunks of this size, or of the smallest power of two that makes no more of
+ * them than a host keeps tables for (48 bytes each). */
+#define MOVE_CHUNK_BYTES UINT32_C(1048576)
+#define MOVE_CHUNKS_MAX	 (UINT64_C(1) << 22)
 
 /* Slower than this, a region of memory would take longer than silence may. */
 #define MOVE_BANDWIDTH_MIN (UINT64_C(1) << 20)

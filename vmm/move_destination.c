@@ -14,15 +14,15 @@
 #include "base/log.h"
 #include "host/ask.h"
 #include "vmm/control.h"
+#include "vmm/move_destination_hash.h"
 
 #define PROOF_TIMEOUT_MS 10000
 #define PREFAULT_THREADS 2
 
 /* --- frames that come any time --- */
 
-static int file_frame(void *opaque, const struct frame *f, struct error *err)
+static int file_frame(struct arrival *a, const struct frame *f, struct error *err)
 {
-	struct arrival *a = opaque;
 	if (f->len < 12)
 		return error_set(err, EPROTO, "file: a frame of %u bytes", f->len);
 	uint32_t index = get_be32(f->payload), len = f->len - 12;
@@ -42,6 +42,15 @@ static int file_frame(void *opaque, const struct frame *f, struct error *err)
 	}
 	file->received += len;
 	return 0;
+}
+
+static int any_frame(void *opaque, const struct frame *f, struct error *err)
+{
+	if (f->type == FRAME_FILE)
+		return file_frame(opaque, f, err);
+	if (f->type == FRAME_HASH_ASK)
+		return arrival_hash_ask(opaque, f, err);
+	return error_set(err, EPROTO, "control channel: unexpected %s", frame_type_name(f->type));
 }
 
 static void link_failed(void *opaque, const struct error *why)
@@ -91,6 +100,7 @@ static int phase_storage(struct arrival *a, struct error *err)
 		if (fsync(f->fd))
 			return error_errno(err, errno, "file %s", f->name);
 	}
+	arrival_hash_open(a);
 	int rc = pthread_create(&a->prefaulter, NULL, prefault_thread, a);
 	a->prefaulter_started = !rc;
 	return 0;
@@ -115,7 +125,7 @@ static int phase_prepare(struct arrival *a, struct error *err)
 
 static int take_device_state(struct arrival *a, const struct frame *f, struct error *err)
 {
-	if (a->stage != ARRIVAL_PREPARED)
+	if (a->stage != ARRIVAL_PREPARED || !arrival_hash_agreed(a))
 		return error_set(err, EPROTO, "device state out of turn");
 	int rc = mem_receiver_wait(a->receiver, err);
 	if (rc)
@@ -155,8 +165,9 @@ static int run_phases(struct arrival *a, struct frame *commit, struct error *err
 	for (;;) {
 		struct frame f;
 		int rc = move_link_wait(a->link,
-					1u << FRAME_PHASE | 1u << FRAME_DEVICE_STATE | 1u << FRAME_COMMIT, 0,
-					&f, err);
+					1u << FRAME_PHASE | 1u << FRAME_SUMS | 1u << FRAME_DEVICE_STATE |
+						1u << FRAME_COMMIT,
+					0, &f, err);
 		if (rc)
 			return rc;
 		if (f.type == FRAME_COMMIT) {
@@ -167,7 +178,9 @@ static int run_phases(struct arrival *a, struct frame *commit, struct error *err
 			*commit = f;
 			return 0;
 		}
-		if (f.type == FRAME_DEVICE_STATE) {
+		if (f.type == FRAME_SUMS) {
+			rc = arrival_hash_compare(a, &f, err);
+		} else if (f.type == FRAME_DEVICE_STATE) {
 			rc = take_device_state(a, &f, err);
 			fault_point("d-before-ready");
 			if (!rc)
@@ -304,6 +317,7 @@ static void give_up(struct arrival *a, const struct error *why)
 	}
 	prefault_stop(a);
 	arrival_channels_close(a);
+	arrival_hash_stop(a);
 	control_stop(vm);
 	struct record *record = steal_ptr(vm->record);
 	vm_release(vm);
@@ -359,9 +373,8 @@ static int hello_ok(struct arrival *a, struct error *err)
 		json_array_append_new(disks, json_string(a->disk_token[i]));
 	for (unsigned i = 0; i < a->nstreams; i++)
 		json_array_append_new(memory, json_string(a->memory_token[i]));
-	json_t *o =
-		json_pack("{s:i, s:s, s:s, s:o, s:o}", "version", MOVE_PROTOCOL_MAX, "program", SNM_VERSION,
-			  "host", a->vm->cfg->name, "disk_tokens", disks, "memory_tokens", memory);
+	json_t *o = json_pack("{s:i, s:s, s:s, s:o, s:o}", "version", (int)a->version, "program", SNM_VERSION,
+			      "host", a->vm->cfg->name, "disk_tokens", disks, "memory_tokens", memory);
 	int rc = move_link_send(a->link, FRAME_HELLO_OK, o, err);
 	json_decref(o);
 	return rc;
@@ -375,7 +388,7 @@ static int receive(struct arrival *a, struct conn *conn, struct frame *hello, st
 					 .epoch = a->epoch,
 					 .silence_ms = vm->cfg->silence_ms,
 					 .failed = link_failed,
-					 .frame = file_frame,
+					 .frame = any_frame,
 					 .opaque = a};
 	a->channel_up = true;
 	int rc = move_link_start(&lopt, &a->link, err);
@@ -505,6 +518,7 @@ static int serve(struct arrival *a, int fd, bool *became_owner, struct error *er
 	vm->arrived = true;
 	if (!a->write_failed)
 		arrival_settle_in(a);
+	arrival_hash_stop(a);
 	/* the data channels are done; the control channel stays for MOVED */
 	arrival_channels_close(a);
 	pthread_mutex_lock(&a->lock);
@@ -528,6 +542,7 @@ static void arrival_free(struct arrival *a)
 	if (a->confirmer_started)
 		pthread_join(a->confirmer, NULL);
 	move_link_free(a->link);
+	arrival_hash_free(a);
 	tls_context_free(a->tls);
 	json_decref(a->cpu);
 	free(a->regions);

@@ -20,7 +20,8 @@
 #include "vmm/vm.h"
 
 #define ARRIVAL_FILES_MAX 2
-/* The daemon may have to clean up first; if it dies, its stream ends at once. The source hears beats meanwhile. */
+/* The daemon may have to clean up first; if it dies, its stream ends at once. The source hears beats
+ * meanwhile. */
 #define DAEMON_ANSWER_MS 30000
 
 struct arrival_file {
@@ -48,6 +49,9 @@ struct arrival {
 	struct arrival_file files[ARRIVAL_FILES_MAX];
 	unsigned nfiles;
 	struct block_image_info shape[VM_DISKS_MAX];
+	unsigned version;   /* of the protocol, chosen here */
+	uint64_t hash_seed; /* from version 2 on, as the chunks */
+	uint32_t chunk_bytes[VM_DISKS_MAX];
 	uint64_t *regions;
 	uint64_t nregions;
 	json_t *cpu;
@@ -61,6 +65,7 @@ struct arrival {
 	bool router_started, prefaulter_started, confirmer_started, rereader_started;
 	bool prefault_cancel;
 	struct mem_receiver *receiver;
+	struct arrival_hash *hash; /* NULL: a source of version 1 */
 	enum arrival_stage stage;
 
 	pthread_mutex_t lock;

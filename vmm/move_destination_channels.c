@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "vmm/move_destination.h"
+#include "vmm/move_destination_hash.h"
 
 static int accept_channel(struct arrival *a, int fd, struct conn **out, struct error *err)
 {
@@ -34,6 +35,8 @@ static int add_disk(struct arrival *a, unsigned i, struct conn *conn, struct err
 		.block = vm->disks[i].local,
 		.max_connections = 4,
 		.handshake_timeout_ms = vm->cfg->silence_ms,
+		.observe = a->hash ? arrival_hash_observe : NULL,
+		.observer = arrival_hash_witness(a, i),
 	};
 	pthread_mutex_lock(&a->lock);
 	struct nbd_server *old = steal_ptr(a->nbd[i]);

@@ -15,6 +15,7 @@
 #include "host/ask.h"
 #include "vmm/control.h"
 #include "vmm/move_destination.h"
+#include "vmm/move_destination_hash.h"
 #include "vmm/tap.h"
 
 #define SPACE_RESERVE_BYTES  (UINT64_C(64) << 20)
@@ -42,7 +43,7 @@ static int need_u64(json_t *o, const char *key, uint64_t max, uint64_t *out, str
 	return 0;
 }
 
-static int check_versions(json_t *hello, struct error *err)
+static int check_versions(struct arrival *a, json_t *hello, struct error *err)
 {
 	json_t *v = json_object_get(hello, "versions");
 	json_t *lo = json_array_get(v, 0), *hi = json_array_get(v, 1);
@@ -61,6 +62,34 @@ static int check_versions(json_t *hello, struct error *err)
 				 "the source",
 				 host ? host : "the source", (long long)json_integer_value(hi),
 				 MOVE_PROTOCOL_MIN);
+	json_int_t highest = json_integer_value(hi);
+	a->version = highest < MOVE_PROTOCOL_MAX ? (unsigned)highest : MOVE_PROTOCOL_MAX;
+	return 0;
+}
+
+/* From version 2 on: the seed of all hashes, and the size of each disk's chunks. */
+static int read_hash_options(struct arrival *a, json_t *hello, struct error *err)
+{
+	if (a->version < 2)
+		return 0;
+	const char *seed = need_string(hello, "hash_seed", err);
+	if (!seed)
+		return -EPROTO;
+	if (strlen(seed) != 16 || strspn(seed, "0123456789abcdef") != 16)
+		return error_set(err, EPROTO, "hello: \"hash_seed\" is not 16 hexadecimal digits");
+	a->hash_seed = strtoull(seed, NULL, 16);
+	for (unsigned i = 0; i < a->vm->def.ndisks; i++) {
+		uint64_t chunk;
+		json_t *disk = json_array_get(json_object_get(hello, "disks"), i);
+		int rc = need_u64(disk, "chunk_bytes", UINT64_C(256) << 20, &chunk, err);
+		if (rc)
+			return error_prefix(err, "disk %s", a->vm->def.disks[i].id);
+		if (chunk < MOVE_CHUNK_BYTES || (chunk & (chunk - 1)) ||
+		    a->shape[i].virtual_bytes / chunk >= MOVE_CHUNKS_MAX)
+			return error_set(err, EPROTO, "hello: disk %s: chunks of %" PRIu64 " bytes",
+					 a->vm->def.disks[i].id, chunk);
+		a->chunk_bytes[i] = (uint32_t)chunk;
+	}
 	return 0;
 }
 
@@ -152,7 +181,7 @@ static int read_regions(struct arrival *a, json_t *hello, struct error *err)
 int arrival_read_hello(struct arrival *a, json_t *hello, struct error *err)
 {
 	struct vm *vm = a->vm;
-	int rc = check_versions(hello, err);
+	int rc = check_versions(a, hello, err);
 	if (rc)
 		return rc;
 	const char *uuid = need_string(hello, "uuid", err), *name = need_string(hello, "name", err);
@@ -189,6 +218,8 @@ int arrival_read_hello(struct arrival *a, json_t *hello, struct error *err)
 		rc = read_files(a, hello, err);
 	if (!rc)
 		rc = read_disks(a, hello, err);
+	if (!rc)
+		rc = read_hash_options(a, hello, err);
 	if (!rc)
 		rc = read_regions(a, hello, err);
 	return rc;
@@ -374,6 +405,11 @@ int arrival_build(struct arrival *a, json_t *hello, struct error *err)
 				       vm->def.disks[i].id, vm->disks[i].local->size_bytes,
 				       a->shape[i].virtual_bytes);
 	}
+	if (!rc && a->version >= 2)
+		rc = arrival_hash_start(a, err);
+	else if (!rc)
+		log_warn("%s speaks migration protocol %u: the disks' content will not be proved", a->peer,
+			 a->version);
 	if (!rc)
 		rc = registry_store_definition(vm->dirfd, &vm->def, err);
 	if (!rc)

@@ -146,6 +146,8 @@ static int take_frame(struct move_link *l, struct frame *f, struct error *err)
 				 s ? s : "no reason given");
 	}
 	case FRAME_FILE:
+	case FRAME_HASH_ASK:
+	case FRAME_HASHES:
 		if (l->frame)
 			return l->frame(l->opaque, f, err);
 		return error_set(err, EPROTO, "control channel: unexpected %s", frame_type_name(f->type));

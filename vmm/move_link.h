@@ -27,8 +27,9 @@ struct move_link_options {
 	/* Called once from the reading or beating thread when the channel failed; must not wait for that
 	 * thread. */
 	void (*failed)(void *opaque, const struct error *why);
-	/* Called from the reading thread for frames that nobody waits for by type (FRAME_FILE): return 0, or
-	 * an error that fails the channel. The frame is released by the link. Optional. */
+	/* Called from the reading thread for frames that nobody waits for by type (FRAME_FILE,
+	 * FRAME_HASH_ASK, FRAME_HASHES): return 0, or an error that fails the channel. The frame is released
+	 * by the link. Optional. */
 	int (*frame)(void *opaque, const struct frame *frame, struct error *err);
 	void *opaque;
 };

@@ -148,11 +148,17 @@ static void *source_thread(void *arg)
 	struct outcome out = {"moved", EXIT_MOVED};
 	source_set_phase(mv, MOVE_CONNECT, "connect");
 	source_ticker_start(mv);
-	int rc = source_hello(mv, &err);
+	int rc = source_proof_create(mv, &err);
+	if (!rc)
+		rc = source_hello(mv, &err);
 	if (!rc)
 		rc = dial_memory(mv, &err);
 	if (!rc)
 		rc = run_storage(mv, &err);
+	if (!rc) {
+		source_set_phase(mv, MOVE_VERIFY, "verify");
+		rc = source_verify(mv, &err);
+	}
 	if (!rc)
 		rc = open_memory(mv, &err);
 	if (!rc) {
@@ -400,6 +406,7 @@ void move_source_free(struct vm *vm)
 		if (mv->thread_started)
 			pthread_join(mv->thread, NULL);
 		move_events_free(mv->events);
+		source_proof_free(mv);
 		pthread_cond_destroy(&mv->changed);
 		pthread_mutex_destroy(&mv->lock);
 		rate_limit_destroy(&mv->bandwidth);

@@ -22,6 +22,7 @@
 enum move_phase {
 	MOVE_CONNECT,	/* hello: nothing is touched before HELLO_OK */
 	MOVE_STORAGE,	/* bulk copy and mirroring */
+	MOVE_VERIFY,	/* the destination's disks are read again and compared */
 	MOVE_MEMORY,	/* pre-copy rounds */
 	MOVE_HANDOVER,	/* guest paused, up to READY */
 	MOVE_COMMITTED, /* COMMIT may have left: only the destination's word settles */
@@ -54,6 +55,7 @@ struct move {
 	struct rate_limit bandwidth;	 /* of all disks and the memory */
 	struct mem_sender *sender;	 /* under lock while it may be cancelled from outside */
 	bool mirrors_on;		 /* mirrors may be cancelled */
+	struct source_proof *proof;	 /* vmm/move_source_verify.c; figures under lock */
 
 	struct tls_context *tls;
 	struct move_link *link;
@@ -116,6 +118,25 @@ bool source_storage_consistent(struct move *mv);
 void source_storage_stop(struct move *mv);
 int source_dial(struct move *mv, enum channel channel, const char *token, struct conn **out,
 		struct error *err);
+
+/* move_source_verify.c */
+int source_proof_create(struct move *mv, struct error *err);
+void source_proof_free(struct move *mv);
+uint64_t source_proof_seed(const struct move *mv); /* of all hashes of the move */
+uint32_t source_chunk_bytes(uint64_t disk_bytes);  /* of its mirror and its hashes */
+/* FRAME_HASHES, from the link's reading thread. */
+int source_hashes_frame(struct move *mv, const struct frame *f, struct error *err);
+/* For a mirror_verify of that disk with the destination's answers. */
+void source_verify_options(struct move *mv, unsigned disk, bool adopt, struct mirror_verify_options *out);
+/* Flushes (source_storage_flush) and compares until all is verified. -EILSEQ: a disk differs. */
+int source_verify(struct move *mv, struct error *err);
+bool source_verified(struct move *mv);
+/* With the guest paused and the disks drained: false if not all is verified. */
+bool source_take_sums(struct move *mv);
+int source_send_sums(struct move *mv, struct error *err);
+void source_proof_ready(struct move *mv); /* the destination agreed */
+void source_verify_progress(struct move *mv, uint64_t *done, uint64_t *total);
+json_t *source_proof_json(const struct move *mv); /* mv->lock held; new reference */
 
 /* move_source_report.c */
 int source_ticker_start(struct move *mv);

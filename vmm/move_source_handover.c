@@ -49,14 +49,18 @@ static int send_last(struct move *mv, struct error *err)
 	if (!rc)
 		rc = mem_sender_finish(mv->sender, err);
 	if (!rc)
+		rc = source_send_sums(mv, err);
+	if (!rc)
 		rc = move_link_send_bytes(mv->link, FRAME_DEVICE_STATE, buf, (uint32_t)len, err);
 	state_writer_free(w);
 	struct frame f;
 	if (!rc)
 		rc = move_link_wait(mv->link, 1u << FRAME_READY, mv->vm->cfg->silence_ms / 2, &f, err);
-	if (!rc)
-		frame_release(&f);
-	return rc;
+	if (rc)
+		return rc;
+	frame_release(&f);
+	source_proof_ready(mv);
+	return 0;
 }
 
 static void unpause(struct move *mv)
@@ -92,7 +96,7 @@ static int pause_and_send(struct move *mv, struct error *err)
 	if (rc)
 		return rc;
 	rc = machine_drain(vm->machine, vm->cfg->drain_timeout_ms, err);
-	if (!rc && !source_storage_consistent(mv))
+	if (!rc && (!source_storage_consistent(mv) || !source_take_sums(mv)))
 		rc = error_set(err, ETIMEDOUT, "a disk fell behind at the last moment");
 	if (rc == -ETIMEDOUT) {
 		unpause(mv);
@@ -108,8 +112,9 @@ int source_handover(struct move *mv, struct error *err)
 		bool limit_hit;
 		source_set_phase(mv, MOVE_MEMORY, "memory");
 		rc = mem_sender_precopy(mv->sender, &limit_hit, err);
+		/* What a session that broke meanwhile left is copied and compared again. */
 		if (!rc)
-			rc = source_storage_flush(mv, err);
+			rc = source_verify(mv, err);
 		if (!rc && mv->attempts == 1)
 			rc = source_phase_with_peer(mv, "prepare", err);
 		if (!rc)
@@ -132,7 +137,7 @@ int source_handover(struct move *mv, struct error *err)
 int source_commit(struct move *mv, struct error *err)
 {
 	fault_point("after-ready");
-	if (!source_storage_consistent(mv))
+	if (!source_storage_consistent(mv) || !source_verified(mv))
 		return error_set(err, EIO, "a disk became unsynced after READY");
 	pthread_mutex_lock(&mv->lock);
 	if (mv->interrupted) {

@@ -174,21 +174,26 @@ static json_t *make_hello(struct move *mv, struct travel_file *files, unsigned n
 		if (!stat(path, &st) && S_ISREG(st.st_mode))
 			now.allocated_bytes = (uint64_t)st.st_blocks * 512;
 		vm->disks[i].info.allocated_bytes = now.allocated_bytes;
-		json_array_append_new(disks,
-				      json_pack("{s:s, s:s, s:I, s:I, s:i, s:s, s:b, s:b, s:b}", "id",
-						vm->def.disks[i].id, "format", vm->def.disks[i].format,
-						"virtual_bytes", (json_int_t)vm->disks[i].local->size_bytes,
-						"allocated_bytes", (json_int_t)now.allocated_bytes,
-						"cluster_bytes", (int)now.cluster_bytes, "compat", now.compat,
-						"lazy_refcounts", now.lazy_refcounts, "extended_l2",
-						now.extended_l2, "read_only", vm->def.disks[i].read_only));
+		json_array_append_new(
+			disks,
+			json_pack("{s:s, s:s, s:I, s:I, s:I, s:i, s:s, s:b, s:b, s:b}", "id",
+				  vm->def.disks[i].id, "format", vm->def.disks[i].format, "virtual_bytes",
+				  (json_int_t)vm->disks[i].local->size_bytes, "chunk_bytes",
+				  (json_int_t)source_chunk_bytes(vm->disks[i].local->size_bytes),
+				  "allocated_bytes", (json_int_t)now.allocated_bytes, "cluster_bytes",
+				  (int)now.cluster_bytes, "compat", now.compat, "lazy_refcounts",
+				  now.lazy_refcounts, "extended_l2", now.extended_l2, "read_only",
+				  vm->def.disks[i].read_only));
 	}
-	json_t *hello = json_pack(
-		"{s:[i,i], s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:o, s:I, s:i, s:o, s:b, s:b}", "versions",
-		MOVE_PROTOCOL_MIN, MOVE_PROTOCOL_MAX, "program", SNM_VERSION, "host", vm->cfg->name, "uuid",
-		vm->def.uuid, "name", vm->def.name, "definition", def, "files", fs, "disks", disks, "cpu",
-		cpu, "memory_bytes", (json_int_t)vm->def.memory_bytes, "streams", (int)mv->opt.streams,
-		"regions", populated_regions(mv), "suspend", mv->opt.suspend, "no_tls", mv->opt.no_tls);
+	char seed[17];
+	snprintf(seed, sizeof seed, "%016llx", (unsigned long long)source_proof_seed(mv));
+	json_t *hello =
+		json_pack("{s:[i,i], s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:o, s:I, s:i, s:o, s:b, s:b}",
+			  "versions", MOVE_PROTOCOL_MAX, MOVE_PROTOCOL_MAX, "hash_seed", seed, "program",
+			  SNM_VERSION, "host", vm->cfg->name, "uuid", vm->def.uuid, "name", vm->def.name,
+			  "definition", def, "files", fs, "disks", disks, "cpu", cpu, "memory_bytes",
+			  (json_int_t)vm->def.memory_bytes, "streams", (int)mv->opt.streams, "regions",
+			  populated_regions(mv), "suspend", mv->opt.suspend, "no_tls", mv->opt.no_tls);
 	if (!hello) {
 		error_errno(err, ENOMEM, "hello");
 		return NULL;
@@ -203,6 +208,13 @@ static json_t *make_hello(struct move *mv, struct travel_file *files, unsigned n
 		json_object_set_new(hello, "report", ask_report_to_json(vm->def.uuid, &own));
 	}
 	return hello;
+}
+
+static int source_frame(void *opaque, const struct frame *f, struct error *err)
+{
+	if (f->type == FRAME_HASHES)
+		return source_hashes_frame(opaque, f, err);
+	return error_set(err, EPROTO, "control channel: unexpected %s", frame_type_name(f->type));
 }
 
 static int take_tokens(json_t *reply, const char *key, char (*out)[64], unsigned n, struct error *err)
@@ -283,6 +295,7 @@ int source_hello(struct move *mv, struct error *err)
 		.epoch = mv->opt.epoch,
 		.silence_ms = vm->cfg->silence_ms,
 		.failed = source_link_failed,
+		.frame = source_frame,
 		.opaque = mv,
 	};
 	struct move_link *link;
@@ -312,6 +325,12 @@ int source_hello(struct move *mv, struct error *err)
 		rc = error_set(err, EPERM, "%s refused: %s", mv->opt.peer, s ? s : "no reason given");
 		frame_release(&reply);
 		return rc;
+	}
+	json_int_t version = json_integer_value(json_object_get(reply.json, "version"));
+	if (version != MOVE_PROTOCOL_MAX) {
+		frame_release(&reply);
+		return error_set(err, EPROTO, "%s chose migration protocol %lld, which was not offered",
+				 mv->opt.peer, (long long)version);
 	}
 	rc = take_tokens(reply.json, "disk_tokens", mv->disk_token, vm->def.ndisks, err);
 	if (!rc)

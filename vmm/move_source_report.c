@@ -15,8 +15,8 @@
 
 static const char *phase_word(enum move_phase phase)
 {
-	static const char *const words[] = {"connect",	 "storage", "memory", "handover",
-					    "committed", "cleanup", "ended"};
+	static const char *const words[] = {"connect",	"storage",   "verify",	"memory",
+					    "handover", "committed", "cleanup", "ended"};
 	return words[phase];
 }
 
@@ -62,6 +62,12 @@ static void look(struct report *r)
 						 : 0;
 		r->copied_bytes += st->data_bytes_copied + st->mirrored_bytes;
 	}
+	/* Reading both sides again, without the wire. */
+	uint64_t verified, all;
+	source_verify_progress(mv, &verified, &all);
+	uint64_t share = r->total_bytes / 4;
+	r->done_bytes += all ? (uint64_t)((double)share * (double)verified / (double)all) : 0;
+	r->total_bytes += share;
 	if (mv->sender)
 		mem_sender_stats(mv->sender, &mv->mem);
 	if (mv->mem.total_bytes) {
@@ -171,6 +177,12 @@ static void report_once(struct report *r)
 	if (mv->mem.predicted_downtime_us && mv->mem.predicted_downtime_us < DOWNTIME_UNKNOWN_US)
 		json_object_set_new(ev, "predicted_downtime_ms",
 				    json_real((double)mv->mem.predicted_downtime_us / 1000));
+	if (phase == MOVE_VERIFY) {
+		uint64_t verified, all;
+		source_verify_progress(mv, &verified, &all);
+		json_object_set_new(ev, "verified_bytes", json_integer((json_int_t)verified));
+		json_object_set_new(ev, "verify_bytes", json_integer((json_int_t)all));
+	}
 	uint64_t bandwidth = rate_limit_get(&mv->bandwidth);
 	if (bandwidth) {
 		json_object_set_new(ev, "bandwidth_bytes_per_s", json_integer((json_int_t)bandwidth));
@@ -249,6 +261,8 @@ void source_emit_end(struct move *mv, const char *result, int exit_status, const
 		(double)downtime_us / 1000.0, "memory_bytes",
 		(json_int_t)(mv->mem.sent_pages * MEM_PAGE_BYTES), "disk_bytes", (json_int_t)mv->disk_bytes,
 		"wire_bytes", (json_int_t)mv->wire_bytes, "rounds", (int)mv->mem.round, "left_behind");
+	if (ev)
+		json_object_set_new(ev, "proof", source_proof_json(mv));
 	pthread_mutex_unlock(&mv->lock);
 	if (!ev)
 		return;

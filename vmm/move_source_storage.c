@@ -103,6 +103,7 @@ int source_storage_open(struct move *mv, unsigned i, bool again, struct error *e
 		.remote = remote,
 		.remote_is_zero = true,
 		.keep_map = again,
+		.chunk_bytes = source_chunk_bytes(d->local->size_bytes),
 		.write_grace_ms = mv->grace_ms[i],
 		.bandwidth = &mv->bandwidth,
 		.failed = mirror_failed,

@@ -26,9 +26,7 @@ static void read_all(const uint8_t *data, size_t size)
 	if (conn_from_fd(fds[1], &conn, NULL) < 0)
 		abort();
 	while (frame_read(conn, 1000, &f, NULL) == 0) {
-		bool binary = f.type == FRAME_DEVICE_STATE || f.type == FRAME_FILE;
-
-		if (binary ? f.json != NULL : !json_is_object(f.json))
+		if (!frame_type_is_json(f.type) ? f.json != NULL : !json_is_object(f.json))
 			abort();
 		frame_release(&f);
 	}
