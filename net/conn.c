@@ -334,6 +334,11 @@ const char *conn_peer_fingerprint(const struct conn *conn)
 	return conn->peer_fingerprint;
 }
 
+const char *conn_own_fingerprint(const struct conn *conn)
+{
+	return conn->own_fingerprint;
+}
+
 uint64_t conn_bytes_sent(const struct conn *conn)
 {
 	return atomic_load_explicit(&conn->sent_bytes, memory_order_relaxed);

@@ -47,6 +47,8 @@ int conn_tls_accept(int fd, struct tls_context *ctx, unsigned timeout_ms, struct
  * for the conn's life. */
 const char *conn_peer_name(const struct conn *conn);
 const char *conn_peer_fingerprint(const struct conn *conn);
+/* Likewise of this side's own certificate. */
+const char *conn_own_fingerprint(const struct conn *conn);
 /* True if the peer's certificate carries the DNS SAN `name` (any of its SANs). False for plain. */
 bool conn_peer_has_name(const struct conn *conn, const char *name);
 bool conn_is_tls(const struct conn *conn);

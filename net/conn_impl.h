@@ -40,7 +40,7 @@ struct conn {
 	char own_names[PEER_NAME_BYTES];
 	X509 *peer_cert;
 	char peer_name[PEER_NAME_BYTES];
-	char peer_fingerprint[65];
+	char peer_fingerprint[65], own_fingerprint[65];
 	int verify_code; /* negative errno when the peer's certificate was refused here, with the sentence */
 	char verify_message[ERROR_MESSAGE_BYTES];
 };

@@ -359,6 +359,9 @@ static int tls_open(int fd, struct tls_context *ctx, bool is_server, const char 
 	conn->handshake_done = true;
 	tls_certificate_first_name(conn->peer_cert, conn->peer_name, sizeof conn->peer_name);
 	tls_certificate_fingerprint(conn->peer_cert, conn->peer_fingerprint);
+	X509 *own = SSL_get_certificate(conn->ssl);
+	if (own)
+		tls_certificate_fingerprint(own, conn->own_fingerprint);
 	*out = conn;
 	return 0;
 }

@@ -28,8 +28,10 @@ static void usage(FILE *out)
 	      "         --keep-source       keep the source's files, under a name that nothing can start\n"
 	      "         --suspend           leave the guest paused at the destination\n"
 	      "         --no-tls            memory and disks unencrypted; both hosts must allow it\n"
+	      "         --receipt FILE      write down, as JSON, what was proved of it\n"
 	      "         --json              one JSON object a line, the last one with \"result\"\n"
-	      "       snmigrate watch VM [--json]            follow a move under way\n"
+	      "       snmigrate watch VM [--json] [--receipt FILE]\n"
+	      "                                              follow a move under way\n"
 	      "       snmigrate tune VM --bandwidth RATE     change the limit of a move under way; 0: none\n"
 	      "       snmigrate cancel VM                    end it; the VM stays where it is\n"
 	      "       snmigrate resolve VM [--run-here [--yes-the-other-host-is-off] | --give-up]\n"
@@ -83,7 +85,7 @@ int main(int argc, char **argv)
 		}
 		/* options that take an argument of their own */
 		at += !strcmp(argv[at], "--control") || !strcmp(argv[at], "--max-downtime") ||
-				      !strcmp(argv[at], "--bandwidth")
+				      !strcmp(argv[at], "--bandwidth") || !strcmp(argv[at], "--receipt")
 			      ? 2
 			      : 1;
 	}

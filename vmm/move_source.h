@@ -122,8 +122,9 @@ int source_dial(struct move *mv, enum channel channel, const char *token, struct
 /* move_source_verify.c */
 int source_proof_create(struct move *mv, struct error *err);
 void source_proof_free(struct move *mv);
-uint64_t source_proof_seed(const struct move *mv); /* of all hashes of the move */
-uint32_t source_chunk_bytes(uint64_t disk_bytes);  /* of its mirror and its hashes */
+void source_proof_peer(struct move *mv, const struct conn *control); /* who it is, for the receipt */
+uint64_t source_proof_seed(const struct move *mv);		     /* of all hashes of the move */
+uint32_t source_chunk_bytes(uint64_t disk_bytes);		     /* of its mirror and its hashes */
 /* FRAME_HASHES, from the link's reading thread. */
 int source_hashes_frame(struct move *mv, const struct frame *f, struct error *err);
 /* For a mirror_verify of that disk with the destination's answers. */

@@ -290,6 +290,7 @@ int source_hello(struct move *mv, struct error *err)
 		rc = source_dial(mv, CHANNEL_CONTROL, "-", &conn, err);
 	if (rc)
 		return rc;
+	source_proof_peer(mv, conn);
 	struct move_link_options lopt = {
 		.conn = conn,
 		.epoch = mv->opt.epoch,

@@ -4,7 +4,9 @@
  * before the memory is sent, and in the pause the sums of what was written since.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <sys/random.h>
+#include <time.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -38,6 +40,8 @@ struct source_proof {
 	struct move *mv;
 	uint64_t seed, begun_ms, took_ms;
 	struct disk_proof disks[VM_DISKS_MAX];
+	uint64_t started_ns; /* by the clock on the wall */
+	char own_certificate[65], peer_certificate[65];
 	struct mirror_sums *sums; /* that went with the device state */
 	bool ready;		  /* the destination found them right */
 
@@ -65,6 +69,7 @@ int source_proof_create(struct move *mv, struct error *err)
 		return error_errno(err, ENOMEM, "proof");
 	}
 	p->mv = mv;
+	p->started_ns = clock_realtime_ns();
 	p->sums = sums;
 	pthread_mutex_init(&p->lock, NULL);
 	cond_init_monotonic(&p->changed);
@@ -74,6 +79,14 @@ int source_proof_create(struct move *mv, struct error *err)
 	if (getrandom(&p->seed, sizeof p->seed, 0) != sizeof p->seed)
 		return error_errno(err, errno, "getrandom");
 	return 0;
+}
+
+void source_proof_peer(struct move *mv, const struct conn *control)
+{
+	struct source_proof *p = mv->proof;
+	SCOPE_LOCK(&mv->lock);
+	snprintf(p->own_certificate, sizeof p->own_certificate, "%s", conn_own_fingerprint(control));
+	snprintf(p->peer_certificate, sizeof p->peer_certificate, "%s", conn_peer_fingerprint(control));
 }
 
 void source_proof_free(struct move *mv)
@@ -329,6 +342,16 @@ static json_t *disk_json(const struct move *mv, unsigned i)
 	return o;
 }
 
+static json_t *time_text(uint64_t ns)
+{
+	char text[32];
+	time_t seconds = (time_t)(ns / 1000000000u);
+	struct tm tm;
+	gmtime_r(&seconds, &tm);
+	strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &tm);
+	return json_string(text);
+}
+
 json_t *source_proof_json(const struct move *mv)
 {
 	const struct source_proof *p = mv->proof;
@@ -340,6 +363,14 @@ json_t *source_proof_json(const struct move *mv)
 			json_array_append_new(disks, disk_json(mv, i));
 	char seed[17];
 	snprintf(seed, sizeof seed, "%016llx", (unsigned long long)p->seed);
-	return json_pack("{s:b, s:s, s:I, s:o}", "agreed", (int)p->ready, "seed", seed, "verify_ms",
-			 (json_int_t)p->took_ms, "disks", disks);
+	json_t *hosts = json_pack("{s:{s:s, s:s}, s:{s:s, s:s}}", "source", "name", mv->vm->cfg->name,
+				  "certificate_sha256", p->own_certificate, "destination", "name",
+				  mv->opt.peer, "certificate_sha256", p->peer_certificate);
+	json_t *memory = json_pack("{s:s, s:b, s:I, s:I}", "algorithm", "XXH3-64", "every_frame_checked",
+				   (int)p->ready, "pages", (json_int_t)mv->mem.sent_pages, "wire_bytes",
+				   (json_int_t)mv->mem.wire_bytes);
+	return json_pack("{s:b, s:s, s:b, s:I, s:o, s:o, s:o, s:o, s:o}", "agreed", (int)p->ready, "seed",
+			 seed, "tls", !mv->opt.no_tls, "verify_ms", (json_int_t)p->took_ms, "started",
+			 time_text(p->started_ns), "ended", time_text(clock_realtime_ns()), "hosts", hosts,
+			 "disks", disks, "memory", memory);
 }

@@ -19,6 +19,7 @@
 #include "net/frame.h"
 #include "net/preamble.h"
 #include "vmm/machine.h"
+#include "vmm/move_hashes.h"
 
 #define TIMEOUT_MS 10000
 #define EPOCH	   1
@@ -104,6 +105,28 @@ static json_t *first(struct hostile *h, const char *list)
 }
 
 /* Changes to the HELLO. False: the case is none of these. */
+/* A source of version 2. True: that alone is the case. */
+static bool change_hash_options(struct hostile *h, const char *what)
+{
+	json_t *o = h->hello, *d = json_array_get(json_object_get(o, "disks"), 0);
+	json_object_set_new(o, "versions", json_pack("[i,i]", 2, 2));
+	json_object_set_new(o, "hash_seed", json_string("0123456789abcdef"));
+	json_object_set_new(d, "chunk_bytes", json_integer(1 << 20));
+	if (!strcmp(what, "hash-seed-none"))
+		json_object_del(o, "hash_seed");
+	else if (!strcmp(what, "hash-seed-long"))
+		json_object_set_new(o, "hash_seed", json_string("0123456789abcdef0"));
+	else if (!strcmp(what, "hash-chunks-tiny"))
+		json_object_set_new(d, "chunk_bytes", json_integer(512));
+	else if (!strcmp(what, "hash-chunks-odd"))
+		json_object_set_new(d, "chunk_bytes", json_integer((1 << 20) + 512));
+	else if (!strcmp(what, "hash-chunks-many"))
+		json_object_set_new(d, "virtual_bytes", json_integer((json_int_t)1 << 45));
+	else
+		return false;
+	return true;
+}
+
 static bool change_hello(struct hostile *h, const char *what)
 {
 	json_t *o = h->hello;
@@ -167,6 +190,8 @@ static bool change_hello(struct hostile *h, const char *what)
 		json_object_set_new(o, "versions", json_pack("[i,i]", 9, 12));
 	} else if (!strcmp(what, "versions-older")) {
 		json_object_set_new(o, "versions", json_pack("[i,i]", 0, 0));
+	} else if (!strncmp(what, "hash-", 5) || !strcmp(what, "sums-early")) {
+		return change_hash_options(h, what);
 	} else if (!strcmp(what, "cpu-feature")) {
 		cpu_feature(h);
 	} else if (!strcmp(what, "cpu-vendor")) {
@@ -210,6 +235,13 @@ static int send_json(struct hostile *h, enum frame_type type, uint64_t epoch, js
 	return rc;
 }
 
+static int send_ask(struct hostile *h, uint32_t disk, uint32_t n)
+{
+	uint8_t buf[HASH_ASK_BYTES];
+	hash_ask_encode(buf, &(struct hash_ask){.id = 1, .disk = disk, .n = n});
+	return frame_send_bytes(h->conn, FRAME_HASH_ASK, h->epoch, buf, sizeof buf, TIMEOUT_MS, NULL);
+}
+
 /* After an accepted HELLO. False: unknown case. */
 static bool misbehave(struct hostile *h, const char *what)
 {
@@ -227,6 +259,14 @@ static bool misbehave(struct hostile *h, const char *what)
 		send_json(h, FRAME_COMMIT, h->epoch, json_object());
 	else if (!strcmp(what, "state-early"))
 		frame_send_bytes(h->conn, FRAME_DEVICE_STATE, h->epoch, "SNMSTATE", 8, TIMEOUT_MS, NULL);
+	else if (!strcmp(what, "hash-early"))
+		send_ask(h, 0, 1);
+	else if (!strcmp(what, "hash-disk"))
+		send_ask(h, 7, 1);
+	else if (!strcmp(what, "hash-many"))
+		send_ask(h, 0, UINT32_MAX);
+	else if (!strcmp(what, "sums-early"))
+		frame_send_bytes(h->conn, FRAME_SUMS, h->epoch, "\0\0\0\1", 4, TIMEOUT_MS, NULL);
 	else if (!strcmp(what, "prepare-early"))
 		send_json(h, FRAME_PHASE, h->epoch, json_pack("{s:s}", "phase", "prepare"));
 	else if (!strcmp(what, "phase-unknown"))

@@ -66,7 +66,13 @@ spoil() { # FILE OFFSET
 	[ "$(od -An -tu1 -N1 -j "$2" "$f" | tr -d ' ')" = 90 ] && printf '\x5b' >"$T/byte" || printf '\x5a' >"$T/byte"
 	dd if="$T/byte" of="$f" bs=1 seek="$2" conv=notrunc,fsync status=none
 }
-file_data() { point_a_at "$(address b):16516"; begin in-mirror:hold; spoil data.raw $((50 << 20)); go in-mirror; is_caught data $((50 << 20)); }
+file_data() {
+	point_a_at "$(address b):16516"
+	echo old >"$T/bad.json"
+	begin in-mirror:hold --receipt "$T/bad.json"
+	spoil data.raw $((50 << 20)); go in-mirror; is_caught data $((50 << 20))
+	jq -e '(.agreed | not) and .result == "failed" and .disks[1].bad_offset == 52428800 and .disks[1].bad_bytes == 1048576' "$T/bad.json" >/dev/null || fail "$name: the receipt: $(cat "$T/bad.json")"
+}
 file_hole() { point_a_at "$(address b):16516"; begin in-mirror:hold; spoil data.raw $((80 << 20)); go in-mirror; is_caught data $((80 << 20)); }
 file_qcow2() {
 	local at
@@ -78,11 +84,15 @@ file_qcow2() {
 none() {
 	local rc=0 proof
 	relay data data:100000
-	begin "" --no-tls
+	begin "" --no-tls --receipt "$T/receipt.json"
 	wait $mover || rc=$?
 	[ $rc = 0 ] || fail "$name: exit $rc: $(tail -n 1 "$T/move.json")"
 	proof=$(tail -n 1 "$T/move.json" | jq -c .proof)
 	jq -e '.agreed and (.disks | length == 2) and all(.disks[]; .root_source == .root_destination and .chunks_proved >= .chunks and .chunks == 96 and .mirrored_writes > 0)' <<<"$proof" >/dev/null || fail "$name: $proof"
+	[ "$(stat -c %a "$T/receipt.json")" = 600 ] && [ "$(ls "$T"/receipt.json*)" = "$T/receipt.json" ] || fail "$name: $(ls -l "$T"/receipt.json*)"
+	jq -e --argjson p "$proof" '.agreed and .result == "moved" and .disks == $p.disks and (.does_not_cover | length > 4) and (.does_not_cover[-1] | test("--no-tls"))
+		and .hosts.source.name == "hosta" and .hosts.destination.name == "hostb" and (.hosts[].certificate_sha256 | length) == 64 and .hosts.source != .hosts.destination
+		and .memory.every_frame_checked and .started <= .ended' "$T/receipt.json" >/dev/null || fail "$name: the receipt: $(cat "$T/receipt.json")"
 	assert_good "$(wait_hb b vm1 "$(hb_field "$(wait_hb b vm1)" seq)")"
 	echo "$name: $proof"
 	snvm b stop --force vm1 >/dev/null; snvm b delete vm1 >/dev/null

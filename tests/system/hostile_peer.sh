@@ -45,6 +45,11 @@ hostile name-other '^refused: .*do not match the definition'
 hostile uuid-path '^refused: .*do not match the definition'
 hostile versions-newer '^refused: .*upgrade the destination'
 hostile versions-older '^refused: .*upgrade the source'
+hostile hash-seed-none '^refused: .*"hash_seed" is missing'
+hostile hash-seed-long '^refused: .*16 hexadecimal digits'
+hostile hash-chunks-tiny '^refused: .*chunks of 512 bytes'
+hostile hash-chunks-odd '^refused: .*chunks of 1049088 bytes'
+hostile hash-chunks-many '^refused: .*chunks of 1048576 bytes'
 hostile cpu-feature "^refused: this host's CPU lacks .* of the guest's: "
 hostile cpu-vendor "^refused: .*cannot change vendor"
 hostile cpu-none '^refused: .*"cpu" is missing'
@@ -58,7 +63,7 @@ clean b
 hostile first-not-hello '^closed: '
 hostile first-junk '^closed: '
 for case in wrong-epoch unknown-type junk frame-too-long checksum commit-early state-early prepare-early phase-unknown hello-again \
-	file-index file-beyond file-gap file-missing silent vanish; do
+	hash-early hash-disk hash-many sums-early file-index file-beyond file-gap file-missing silent vanish; do
 	hostile $case '^\(aborted\|closed\): '
 	clean b
 done

@@ -10,6 +10,7 @@
 #include "host/client.h"
 #include "host/exit.h"
 #include "host/ini.h"
+#include "tools/libsnmigrate/receipt.h"
 #include "tools/libsnmigrate/snmigrate.h"
 
 #define FIRST_REPLY_TIMEOUT_MS 60000
@@ -40,6 +41,7 @@ struct session {
 	char vm[64], uuid[40];
 	json_int_t epoch;
 	struct jsonl *link;
+	struct receipt receipt;
 };
 
 static void remember(struct session *m, const json_t *reply)
@@ -116,6 +118,9 @@ static int follow(struct session *m)
 			return display_failure(&m->display, "in-doubt", EXIT_IN_DOUBT, reason);
 		}
 		if (json_object_get(event, "result")) {
+			/* The outcome stays what it is: it is said in words that there is no receipt. */
+			if (receipt_write(&m->receipt, event, &err))
+				display_note(&m->display, "%s", err.message);
 			int status = display_end(&m->display, event);
 			json_decref(event);
 			return status;
@@ -153,7 +158,20 @@ static int run(struct session *m, json_t *request)
 	}
 	json_decref(reply);
 	jsonl_close(m->link);
+	if (m->receipt.fd >= 0)
+		display_note(&m->display, "no receipt was written: there is no end of a move to write down");
+	receipt_end(&m->receipt);
 	return status;
+}
+
+/* --receipt: refused before anything is asked for if it could not be written. */
+static int begin_receipt(struct session *m, const char *path)
+{
+	struct error err = ERROR_INIT;
+	m->receipt = RECEIPT_NONE;
+	if (!path || !receipt_begin(&m->receipt, path, &err))
+		return 0;
+	return snmigrate_usage_error("--receipt: %s", err.message);
 }
 
 static int parse_downtime(const char *arg, json_t *options)
@@ -178,16 +196,14 @@ static int parse_bandwidth(const char *arg, json_t *options)
 
 int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 {
-	static const struct option known[] = {{"with-storage", no_argument, NULL, 's'},
-					      {"json", no_argument, NULL, 'j'},
-					      {"keep-source", no_argument, NULL, 'k'},
-					      {"suspend", no_argument, NULL, 'p'},
-					      {"no-tls", no_argument, NULL, 'n'},
-					      {"max-downtime", required_argument, NULL, 'd'},
-					      {"bandwidth", required_argument, NULL, 'b'},
-					      {"control", required_argument, NULL, 'c'},
-					      {0}};
+	static const struct option known[] = {
+		{"with-storage", no_argument, NULL, 's'},    {"json", no_argument, NULL, 'j'},
+		{"keep-source", no_argument, NULL, 'k'},     {"suspend", no_argument, NULL, 'p'},
+		{"no-tls", no_argument, NULL, 'n'},	     {"max-downtime", required_argument, NULL, 'd'},
+		{"bandwidth", required_argument, NULL, 'b'}, {"receipt", required_argument, NULL, 'r'},
+		{"control", required_argument, NULL, 'c'},   {0}};
 	json_t *options = json_object();
+	const char *receipt = NULL;
 	bool json = false;
 	int c, status = 0;
 	while (!status && (c = getopt_long(argc, argv, "", known, NULL)) != -1) {
@@ -213,6 +229,9 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 		case 'b':
 			status = parse_bandwidth(optarg, options);
 			break;
+		case 'r':
+			receipt = optarg;
+			break;
 		case 'c':
 			s->control = optarg;
 			break;
@@ -224,12 +243,14 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 		status = snmigrate_usage_error("a move takes a VM and a host");
 	if (!status && (strlen(argv[optind]) > 63 || strlen(argv[optind + 1]) > 63))
 		status = snmigrate_usage_error("names have at most 63 characters");
+	struct session m = {.s = s};
+	if (!status)
+		status = begin_receipt(&m, receipt);
 	if (status) {
 		json_decref(options);
 		return status;
 	}
 	const char *vm = argv[optind], *host = argv[optind + 1];
-	struct session m = {.s = s};
 	snprintf(m.vm, sizeof m.vm, "%s", vm);
 	display_begin(&m.display, json, vm, host);
 	return run(&m, json_pack("{s:s, s:s, s:s, s:o}", "cmd", "move", "vm", vm, "host", host, "options",
@@ -238,13 +259,18 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 
 int snmigrate_watch(struct snmigrate *s, int argc, char **argv)
 {
-	static const struct option known[] = {
-		{"json", no_argument, NULL, 'j'}, {"control", required_argument, NULL, 'c'}, {0}};
+	static const struct option known[] = {{"json", no_argument, NULL, 'j'},
+					      {"receipt", required_argument, NULL, 'r'},
+					      {"control", required_argument, NULL, 'c'},
+					      {0}};
+	const char *receipt = NULL;
 	bool json = false;
 	int c;
 	while ((c = getopt_long(argc, argv, "", known, NULL)) != -1) {
 		if (c == 'j')
 			json = true;
+		else if (c == 'r')
+			receipt = optarg;
 		else if (c == 'c')
 			s->control = optarg;
 		else
@@ -253,6 +279,9 @@ int snmigrate_watch(struct snmigrate *s, int argc, char **argv)
 	if (argc - optind != 1 || strlen(argv[optind]) > 63)
 		return snmigrate_usage_error("watch takes one VM");
 	struct session m = {.s = s};
+	int status = begin_receipt(&m, receipt);
+	if (status)
+		return status;
 	snprintf(m.vm, sizeof m.vm, "%s", argv[optind]);
 	display_begin(&m.display, json, m.vm, "");
 	return run(&m, watch_request(&m));
