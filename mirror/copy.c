@@ -53,6 +53,13 @@ static void push_event(struct copy_job *job, enum copy_state state)
 
 void copy_granted(struct copy_job *job)
 {
+	job->ordered = true;
+	if (remote_order_enter(job->session, &job->range, &job->order))
+		copy_ordered(job);
+}
+
+void copy_ordered(struct copy_job *job)
+{
 	struct session *s = job->session;
 	job->untouched = !bitmap_test(s->m->map->touched, job->chunk);
 	push_event(job, COPY_GRANTED);
@@ -67,6 +74,9 @@ static void release_chunk(struct copy_job *job, bool synced, struct mirror_work 
 	bitmap_clear(m->map->copying, job->chunk);
 	if (synced)
 		chunk_map_set_synced(m->map, job->chunk);
+	if (job->ordered)
+		remote_order_remove(job->session, &job->order, work);
+	job->ordered = false;
 	mirror_granted(m, range_lock_remove(&m->ranges, &job->range), work);
 }
 
@@ -85,11 +95,16 @@ static void widen_window(struct session *s)
 }
 
 /*
- * Latency of a full piece moves the window. A shorter one can only widen it, or a fragmented image would be
- * copied piece after piece: a full one in its place would have taken longer by their ratio at the most.
+ * Latency of a full piece moves the window; but no guest waits for it while a session is buffered. A shorter
+ * one can only widen it, or a fragmented image would be copied piece after piece: a full one in its place
+ * would have taken longer by their ratio at the most.
  */
 static void adapt_window(struct session *s, uint64_t len_bytes, uint64_t latency_ns)
 {
+	if (s->buffered && !s->synchronous) {
+		widen_window(s);
+		return;
+	}
 	if (len_bytes < s->piece_bytes) {
 		if (latency_ns / len_bytes * s->piece_bytes <= s->grace_ns / 4)
 			widen_window(s);

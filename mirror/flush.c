@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Flushes. As long as the pass runs, only the local disk has to be durable: if this host dies, the move does.
- * From mirror_flush_remote on, which covers everything before it, a guest's flush goes to both in parallel.
+ * From mirror_flush_remote on, which covers everything before it, a guest's flush goes to both in parallel. A
+ * buffered session becomes synchronous there, and what is buffered arrives first.
  */
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "mirror/mirror_impl.h"
 
@@ -133,47 +135,65 @@ int mirror_flush_submit(struct mirror *m, struct block_request *req)
 	return 0;
 }
 
-int mirror_flush_remote(struct mirror *m, struct error *err)
+/* mirror->lock held for the three that follow. Why nothing more comes of the session (NULL: there is none),
+ * or 0. */
+static int session_ended(const struct mirror *m, const struct session *s, struct error *err)
+{
+	if (session_usable(s) && !s->cancelled)
+		return 0;
+	if (!s || !s->failed)
+		return error_set(err, ECANCELED, "%s: mirror: %s", m->top.label,
+				 s ? "cancelled" : "not running");
+	error_copy(err, &s->error);
+	return s->error.code;
+}
+
+/* From now on guests wait for the remote; returns when what they did not wait for has arrived. */
+static int become_synchronous(struct session *s, struct error *err)
 {
 	int rc = 0;
-	pthread_mutex_lock(&m->lock);
-	struct session *s = m->session;
-	struct mirror_flush *f = NULL;
-	if (!session_usable(s) || s->cancelled) {
-		if (s && s->failed) {
-			error_copy(err, &s->error);
-			rc = s->error.code;
-		} else {
-			rc = error_set(err, ECANCELED, "%s: mirror: %s", m->top.label,
-				       s ? "cancelled" : "not running");
-		}
-	} else {
-		/* Before the flush: a guest's flush from now on covers what this one does not. */
-		s->flush_both = true;
-		s->copied_since = false;
-		f = flush_create(s, NULL);
-		if (!f)
-			rc = error_errno(err, ENOMEM, "%s: mirror: flush", m->top.label);
-	}
-	if (rc) {
-		pthread_mutex_unlock(&m->lock);
-		return rc;
-	}
-	s->submitting++; /* keeps the session */
+	s->synchronous = true;
+	s->drain_ns = clock_now_ns();
+	while (s->nbuffered && !(rc = session_ended(s->m, s, err)))
+		pthread_cond_wait(&s->m->changed, &s->m->lock);
+	s->drain_ns = 0;
+	return rc ? rc : session_ended(s->m, s, err);
+}
+
+static int flush_and_wait(struct session *s, struct error *err)
+{
+	struct mirror *m = s->m;
+	/* Before the flush: a guest's flush from now on covers what this one does not. */
+	s->flush_both = true;
+	s->copied_since = false;
+	struct mirror_flush *f = flush_create(s, NULL);
+	if (!f)
+		return error_errno(err, ENOMEM, "%s: mirror: flush", m->top.label);
 	pthread_mutex_unlock(&m->lock);
 	flush_send(s, f);
 	pthread_mutex_lock(&m->lock);
-	while (!f->remote_done && session_usable(s) && !s->cancelled)
+	int rc = 0;
+	while (!f->remote_done && !(rc = session_ended(m, s, err)))
 		pthread_cond_wait(&m->changed, &m->lock);
-	if (s->failed) {
-		error_copy(err, &s->error);
-		rc = s->error.code;
-	} else if (!f->remote_done) {
-		rc = error_set(err, ECANCELED, "%s: mirror: cancelled", m->top.label);
-	}
+	/* its error is the session's */
+	if (s->failed)
+		rc = session_ended(m, s, err);
 	flush_unref(f);
+	return rc;
+}
+
+int mirror_flush_remote(struct mirror *m, struct error *err)
+{
+	SCOPE_LOCK(&m->lock);
+	struct session *s = m->session;
+	int rc = session_ended(m, s, err);
+	if (rc)
+		return rc;
+	s->submitting++; /* keeps the session */
+	rc = become_synchronous(s, err);
+	if (!rc)
+		rc = flush_and_wait(s, err);
 	if (--s->submitting == 0)
 		pthread_cond_broadcast(&m->changed);
-	pthread_mutex_unlock(&m->lock);
 	return rc;
 }

@@ -121,6 +121,10 @@ static int check_options(const struct mirror *m, const struct mirror_options *op
 	if (opt->requests_in_flight > MIRROR_REQUESTS_MAX)
 		return error_set(err, EINVAL, "%s: mirror: %u requests in flight, at most %d are possible",
 				 label, opt->requests_in_flight, MIRROR_REQUESTS_MAX);
+	if (opt->buffer_bytes &&
+	    (opt->buffer_bytes < MIRROR_BUFFER_MIN_BYTES || opt->buffer_bytes > MIRROR_BUFFER_MAX_BYTES))
+		return error_set(err, EINVAL, "%s: mirror: a buffer of %llu bytes", label,
+				 (unsigned long long)opt->buffer_bytes);
 	return 0;
 }
 
@@ -137,6 +141,7 @@ static uint32_t piece_size(const struct session *s)
 
 static void session_free(struct session *s)
 {
+	remote_queue_free(s);
 	copy_free(s);
 	free(s);
 }
@@ -154,6 +159,8 @@ static int session_create(struct mirror *m, const struct mirror_options *opt, st
 	s->remote_is_zero = opt->remote_is_zero;
 	s->held = opt->hold_pass;
 	s->remote_has_backing = opt->remote_has_backing;
+	s->buffer_bytes = opt->buffer_bytes ? opt->buffer_bytes : MIRROR_BUFFER_DEFAULT_BYTES;
+	s->buffered = opt->buffered;
 	s->bandwidth = opt->bandwidth;
 	s->failed_cb = opt->failed;
 	s->opaque = opt->opaque;
@@ -164,6 +171,10 @@ static int session_create(struct mirror *m, const struct mirror_options *opt, st
 		free(s);
 		return error_set(err, EINVAL, "%s: mirror: the remote's largest transfer is below one sector",
 				 m->top.label);
+	}
+	if (remote_queue_create(s)) {
+		free(s);
+		return error_errno(err, ENOMEM, "%s: mirror", m->top.label);
 	}
 	int rc = copy_create(s, opt->requests_in_flight ? opt->requests_in_flight : MIRROR_REQUESTS_DEFAULT,
 			     err);
@@ -268,7 +279,7 @@ bool mirror_is_consistent(struct mirror *m)
 	SCOPE_LOCK(&m->lock);
 	const struct session *s = m->session;
 	return session_usable(s) && chunk_map_all_synced(m->map) && !m->ranges.first && !m->passing &&
-	       !s->outstanding && !s->flushes && !(s->flush_both && s->copied_since);
+	       !s->outstanding && !s->mirrored && !s->flushes && !(s->flush_both && s->copied_since);
 }
 
 void mirror_cancel(struct mirror *m)
@@ -291,9 +302,15 @@ void mirror_stop(struct mirror *m)
 		pthread_mutex_unlock(&m->lock);
 		return;
 	}
+	struct mirror_work work;
+	mirror_work_init(&work);
 	s->stopping = true;
+	mirror_drop_buffered(s, &work);
 	copy_wake(s);
 	pthread_cond_broadcast(&m->changed);
+	pthread_mutex_unlock(&m->lock);
+	mirror_work_run(m, &work);
+	pthread_mutex_lock(&m->lock);
 	while (s->attached)
 		pthread_cond_wait(&m->changed, &m->lock);
 	pthread_mutex_unlock(&m->lock);

@@ -38,10 +38,19 @@ struct mirror_options {
 	/*
 	 * 0 = default 50: then a silent remote makes the chunk unsynced and ends the session. Silent: its
 	 * oldest unanswered request is the oldest for that long while a guest's write waits for as long; a
-	 * link that is only busy keeps answering. A guest's flush gets 20 times that. Without a guest that
-	 * waits, the remote's own timeouts rule.
+	 * link that is only busy keeps answering. A guest's flush gets 20 times that, and so does the
+	 * draining of a buffered session. Without anybody who waits, the remote's own timeouts rule.
 	 */
 	unsigned write_grace_ms;
+	/* A guest's write to a synced chunk is answered when the local disk has it, and its copy to the
+	 * remote is queued. Overlapping writes reach the remote in the order in which the local disk got
+	 * them. Ends with mirror_flush_remote: from then on guests wait for both. A session that breaks
+	 * leaves the chunks of what is queued or unanswered unsynced. The grace is longer by the fastest
+	 * reply seen. */
+	bool buffered;
+	/* 0 = default 64 MiB; 1 MiB to 16 GiB. Guests' mirrored writes under way take it; a write that finds
+	 * no room waits for it. One that is larger goes alone. */
+	uint64_t buffer_bytes;
 	/* NULL: none. The copy keeps to it; a guest's writes count, but are not held back. The caller's, and
 	 * longer there than the session. */
 	struct rate_limit *bandwidth;
@@ -58,6 +67,8 @@ struct mirror_stats {
 	uint64_t mirrored_bytes; /* guest writes that went to both */
 	uint64_t verified_bytes; /* synced, and the remote's content agreed; falls as synced_bytes */
 	uint64_t unsynced_bytes; /* synced chunks that a failure made unsynced, to copy again; summed up */
+	/* guest writes that were not waited for and that the remote has not answered: now, and at most */
+	uint64_t buffered_bytes, buffered_bytes_max;
 	bool all_synced;
 	bool failed;
 };
@@ -67,8 +78,9 @@ int mirror_start(struct mirror *m, const struct mirror_options *opt, struct erro
 /* Waits until all chunks are synced (0), failure, or timeout (-ETIMEDOUT; 0 = for ever), or mirror_cancel
  * (-ECANCELED). */
 int mirror_wait_synced(struct mirror *m, unsigned timeout_ms, struct error *err);
-/* Flushes the remote after the pass; later guest flushes go to both (until then the local disk is enough: if
- * this host dies, so does the move). */
+/* Makes a buffered session synchronous and waits until everything buffered has arrived. Then flushes the
+ * remote after the pass; later guest flushes go to both (until then the local disk is enough: if this host
+ * dies, so does the move). */
 int mirror_flush_remote(struct mirror *m, struct error *err);
 struct mirror_hash {
 	uint64_t low, high;
@@ -140,8 +152,9 @@ bool mirror_is_verified(struct mirror *m);
 /* With guest I/O quiesced: true when every chunk is synced, nothing is in flight, and nothing was copied
  * after the last mirror_flush_remote, if there was one. */
 bool mirror_is_consistent(struct mirror *m);
-/* Ends mirroring (waits for mirrored writes in flight), closes the remote, which waits for its late replies.
- * The filter passes through again; it goes on noting what is written, for a start with keep_map. Idempotent.
+/* Ends mirroring (waits for mirrored writes that a guest waits for; what is buffered and was not sent is
+ * dropped, its chunks become unsynced), closes the remote, which waits for its late replies. The filter
+ * passes through again; it goes on noting what is written, for a start with keep_map. Idempotent.
  */
 void mirror_stop(struct mirror *m);
 void mirror_cancel(struct mirror *m); /* any thread; mirror_stop still needed */

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Private to the mirror. mirror.c: lifecycle and the filter block; map.c: chunk states; base/range_lock.c:
- * order of overlapping requests; write.c: guest writes, zeroes and discards; flush.c: flushes; copy.c: the
- * pass; silence.c: failure of a session, and the thread that watches it; verify.c: the comparison with the
- * remote's content; proof.c, hash.c: what is compared.
+ * order of overlapping requests; write.c: guest writes, zeroes and discards; queue.c: their way to the
+ * remote; flush.c: flushes; copy.c: the pass; silence.c: failure of a session, and the thread that watches
+ * it; verify.c: the comparison with the remote's content; proof.c, hash.c: what is compared.
  *
  * One mutex a mirror (mirror->lock) guards everything but buffers on their way; it is never held over I/O, an
  * allocation of data, a copy of data, or a callback of somebody else. What becomes possible under the lock is
@@ -13,6 +13,11 @@
  * from its start until both disks are done with it. So: a chunk's state does not change under a write (but by
  * a failure), "unsynced -> copying waits for local writes in flight", "a write to a chunk being copied waits
  * for the copy" and "overlapping requests are ordered" are one mechanism.
+ *
+ * In a buffered session a guest's write gives its range back when the local disk has it. What the remote is
+ * still to get is ordered by a second lock, session->order, which is entered by whoever holds the local
+ * range, over the same bytes, before that is given back: so in the order in which the local disk took them.
+ * Nobody who holds a range of the second waits for one of the first.
  */
 #ifndef MIRROR_IMPL_H
 #define MIRROR_IMPL_H
@@ -34,10 +39,16 @@
 #define MIRROR_CHUNK_MAX_BYTES	   (256u << 20)
 /* Largest piece sent to the remote. Small, as the grace is the longest time between two replies: 256 KiB take
  * 21 ms at 100 Mbit/s. */
-#define MIRROR_PIECE_BYTES	 (256u << 10)
-#define MIRROR_ZERO_PIECE_BYTES	 (4u << 20)
-#define MIRROR_TRANSFER_BYTES	 (16u << 20) /* largest guest request */
-#define MIRROR_BOUNCE_BYTES	 (64u << 20) /* of all bounce buffers of a mirror */
+#define MIRROR_PIECE_BYTES	(256u << 10)
+#define MIRROR_ZERO_PIECE_BYTES (4u << 20)
+#define MIRROR_TRANSFER_BYTES	(16u << 20) /* largest guest request */
+/* Of all bounce buffers of a mirror: its default, and the bounds of what may be asked for. */
+#define MIRROR_BUFFER_DEFAULT_BYTES (64u << 20)
+#define MIRROR_BUFFER_MIN_BYTES	    (1u << 20)
+#define MIRROR_BUFFER_MAX_BYTES	    (UINT64_C(16) << 30)
+/* Of a buffer, what is on its way at a time: the copy's pieces get their share of a link that a guest fills.
+ */
+#define MIRROR_WINDOW_SHARE	 8
 #define MIRROR_REQUESTS_DEFAULT	 16
 #define MIRROR_REQUESTS_MAX	 128
 #define MIRROR_GRACE_DEFAULT_MS	 50
@@ -96,8 +107,20 @@ void chunk_map_unwatch(struct chunk_map *map, struct chunk_watch *w);
 struct mirror_work;
 struct session;
 
+enum piece_state {
+	PIECE_PLANNED,
+	PIECE_WAITING, /* in session->order behind one that overlaps */
+	PIECE_QUEUED,  /* its turn, but the window is full */
+	PIECE_SENT,
+	PIECE_ENDED
+};
+
 struct remote_piece {
-	struct remote_piece *prev, *next; /* session->outstanding, in order of sending */
+	struct remote_piece *prev, *next; /* session->outstanding in order of sending, or session->unsent */
+	struct remote_piece *next_send;	  /* mirror_work.send */
+	enum piece_state state;		  /* of an operation's piece */
+	struct range_entry order;	  /* of an operation's piece in a buffered session */
+	size_t first_hash;		  /* in the operation's write_hashes */
 	struct session *session;
 	struct block_request req;
 	struct iovec iov;
@@ -118,7 +141,9 @@ struct mirror_op {
 	struct mirror *m;
 	struct block_request *req; /* the guest's; its driver[] links and carries the result when done */
 	struct range_entry range;
-	struct mirror_op *next; /* in mirror_work.start or mirror->bounce_wait */
+	struct mirror_op *next;	 /* in mirror_work.start or mirror->bounce_wait */
+	struct session *session; /* that has it on its list: the remote is to get it or to answer */
+	struct mirror_op *prev_mirrored, *next_mirrored;
 	struct block_request local;
 	struct iovec local_iov;
 	uint8_t *bounce;
@@ -133,8 +158,8 @@ struct mirror_op {
 	unsigned write_shift;
 	bool counted;  /* a chunk is verified */
 	bool started;  /* holds range and bounce */
-	bool attached; /* counted in session->attached: waits for the remote */
-	bool sent;     /* the remote may have got it */
+	bool attached; /* counted in session->attached: the guest waits for the remote */
+	bool sent;     /* the remote may have got it, or may get it */
 	bool local_done;
 	int result; /* of the local disk: what the guest gets */
 };
@@ -168,9 +193,11 @@ struct copy_job {
 	struct copy_job *next; /* events or send queue of the session */
 	struct session *session;
 	struct range_entry range;
+	struct range_entry order; /* the same in a buffered session's second lock */
 	enum copy_state state;
 	bool holds;	/* the range, and the chunk's copying bit */
 	bool untouched; /* the remote's chunk still holds what it began with */
+	bool ordered;	/* order is in there */
 	int result;
 	uint64_t chunk, cursor, end; /* bytes */
 	uint64_t piece_bytes;	     /* under way */
@@ -192,6 +219,8 @@ struct session {
 	uint64_t id;
 	struct block *remote;
 	uint64_t grace_ns;
+	uint64_t buffer_bytes; /* budget of the bounce buffers */
+	bool buffered;	       /* guests' writes do not wait for the remote */
 	bool remote_is_zero, remote_has_backing;
 	struct rate_limit *bandwidth;
 	void (*failed_cb)(void *opaque, const struct error *err);
@@ -207,11 +236,22 @@ struct session {
 	unsigned attached;   /* guest requests that wait for the remote */
 	struct remote_piece *outstanding, *outstanding_last;
 	uint64_t head_answered_ns; /* when the oldest outstanding request was last answered */
+	uint64_t fastest_ns;	   /* shortest time to a reply */
 	struct mirror_flush *flushes;
 	unsigned flushing; /* flushes that the remote has not answered */
 	bool flush_both;   /* mirror_flush_remote was called */
 	bool copied_since; /* and something was copied since */
 	bool announced;	   /* the pass came through once */
+	bool synchronous;  /* buffered no more: mirror_flush_remote was called */
+	uint64_t drain_ns; /* since when it waits for what is buffered; 0: it does not */
+
+	/* guests' changes that the remote is to get or to answer; see queue.c */
+	struct mirror_op *mirrored;
+	unsigned nbuffered;			   /* those of them that no guest waits for */
+	struct range_lock *order;		   /* NULL unless buffered */
+	struct remote_piece *unsent, *unsent_last; /* PIECE_QUEUED */
+	uint64_t sent_bytes, window_bytes;	   /* of what no guest waits for */
+	const struct range_entry *hurry;	   /* NULL: none */
 
 	/* the pass; see copy.c */
 	pthread_t copy_thread;
@@ -247,12 +287,15 @@ struct mirror {
 
 struct mirror_work {
 	struct mirror_op *start, **start_tail;
-	struct block_request *done; /* guest requests, linked by driver[0], result in driver[1] */
+	struct remote_piece *send, **send_tail; /* each counted in session->submitting */
+	struct block_request *done;		/* guest requests, linked by driver[0], result in driver[1] */
 };
 static inline void mirror_work_init(struct mirror_work *w)
 {
 	w->start = NULL;
 	w->start_tail = &w->start;
+	w->send = NULL;
+	w->send_tail = &w->send;
 	w->done = NULL;
 }
 /* No lock held. Not from inside a guest's submit if something may be done: only what starts, then. */
@@ -269,11 +312,31 @@ static inline bool session_usable(const struct session *s)
 /* write.c */
 int mirror_write_submit(struct mirror *m, struct block_request *req); /* no lock held */
 void mirror_op_activate(struct mirror_op *op, struct mirror_work *work);
-void mirror_op_start(struct mirror_op *op); /* no lock held */
+/* The session ended: its chunks become unsynced, what was not sent is dropped. */
 void mirror_op_detach(struct mirror_op *op, struct mirror_work *work);
+/* One of its pieces needs to be waited for no more. May free the operation. */
+void mirror_op_progress(struct remote_piece *piece, struct mirror_work *work);
+/* mirror_stop: what no guest waits for and was not sent is dropped, its chunks are unsynced. */
+void mirror_drop_buffered(struct session *s, struct mirror_work *work);
 /* Hands ranges granted to their owners. */
 void mirror_granted(struct mirror *m, struct range_entry *granted, struct mirror_work *work);
 void mirror_bounce_retry(struct mirror *m, struct mirror_work *work);
+/* queue.c */
+int remote_queue_create(struct session *s); /* no lock held */
+void remote_queue_free(struct session *s);  /* no lock held */
+/* A piece's turn comes when what overlaps it and came before was answered. */
+void remote_queue_add(struct session *s, struct remote_piece *piece, struct mirror_work *work);
+/* The piece was answered, or is dropped without having been sent. */
+void remote_queue_remove(struct remote_piece *piece, struct mirror_work *work);
+/* Sends what the window has room for. */
+void remote_queue_pump(struct session *s, struct mirror_work *work);
+/* The holder of a chunk's range takes its turn as well: true at once, else by copy_ordered or verify_ordered.
+ */
+bool remote_order_enter(struct session *s, const struct range_entry *range, struct range_entry *e);
+/* What somebody waits for in a chunk is no longer held up by the window (NULL: again). */
+void remote_queue_hurry(struct session *s, const struct range_entry *range, struct mirror_work *work);
+void remote_order_remove(struct session *s, struct range_entry *e, struct mirror_work *work);
+void remote_queue_send(struct mirror *m, struct mirror_work *work); /* no lock held */
 /* flush.c */
 int mirror_flush_submit(struct mirror *m, struct block_request *req); /* no lock held */
 void mirror_flush_detach(struct mirror_flush *f, struct mirror_work *work);
@@ -283,7 +346,8 @@ void session_fail(struct session *s, int code, struct mirror_work *work, const c
 int mirror_worker_start(struct mirror *m, struct error *err); /* no lock held */
 void mirror_worker_stop(struct mirror *m);		      /* no lock held */
 /* verify.c */
-void verify_granted(struct range_entry *e);
+void verify_granted(struct range_entry *e, struct mirror_work *work);
+void verify_ordered(struct range_entry *e);
 /* Gives back the range that a verification holds. */
 void verify_release(struct mirror *m, struct mirror_work *work);
 /* Gives back a chunk that is compared while the guest has waited for it for the grace. */
@@ -291,11 +355,12 @@ void verify_check_patience(struct session *s, uint64_t now, struct mirror_work *
 /* What goes to verified chunks is counted: planned, hashed (no lock held; 0 or -ENOMEM), counted. */
 void verify_plan_op(struct mirror_op *op);
 int verify_hash_op(struct mirror_op *op);
-void verify_count_op(struct mirror_op *op);
+void verify_count_piece(const struct remote_piece *piece);
 /* copy.c */
 int copy_create(struct session *s, unsigned requests, struct error *err); /* no lock held */
 void copy_free(struct session *s);					  /* no lock held */
 void copy_granted(struct copy_job *job);
+void copy_ordered(struct copy_job *job);
 /* Gives chunks and ranges back; I/O in flight goes on into the jobs' buffers. */
 void copy_abandon(struct session *s, struct mirror_work *work);
 void copy_wake(struct session *s);

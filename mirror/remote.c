@@ -13,6 +13,7 @@ static void piece_done(struct block_request *req, int result)
 	struct mirror *m = s->m;
 	struct mirror_work work;
 	mirror_work_init(&work);
+	uint64_t now = clock_now_ns();
 	pthread_mutex_lock(&m->lock);
 	if (piece->prev)
 		piece->prev->next = piece->next;
@@ -23,7 +24,9 @@ static void piece_done(struct block_request *req, int result)
 	else
 		s->outstanding_last = piece->prev;
 	if (!piece->prev)
-		s->head_answered_ns = clock_now_ns();
+		s->head_answered_ns = now;
+	if (result >= 0 && (!s->fastest_ns || now - piece->sent_ns < s->fastest_ns))
+		s->fastest_ns = now - piece->sent_ns;
 	piece->arrived(piece, result, &work);
 	if (!s->outstanding)
 		pthread_cond_broadcast(&m->changed);

@@ -34,12 +34,10 @@ void session_fail(struct session *s, int code, struct mirror_work *work, const c
 	s->failed = true;
 	atomic_store(&s->dead, true);
 	s->report = true;
-	/* Those that wait for the remote are answered from the local disk; their chunks become unsynced. */
-	for (struct range_entry *e = m->ranges.first, *next; e; e = next) {
-		next = e->next;
-		if (e->tag == RANGE_OF_OP && op_of(e)->attached)
-			mirror_op_detach(op_of(e), work);
-	}
+	/* Those that wait for the remote are answered from the local disk, what is buffered is dropped; their
+	 * chunks become unsynced. */
+	while (s->mirrored)
+		mirror_op_detach(s->mirrored, work);
 	while (s->flushes)
 		mirror_flush_detach(s->flushes, work);
 	copy_abandon(s, work);
@@ -76,23 +74,39 @@ static bool guest_waits(const struct mirror *m, uint64_t *since_ns)
 	return false;
 }
 
+/* A buffered session is for long links: what the fastest reply took is no silence there. */
+static uint64_t patience_ns(const struct session *s)
+{
+	return s->grace_ns + (s->buffered ? s->fastest_ns : 0);
+}
+
+/* How long the oldest request has been it, unanswered, counted from `since` at the earliest. */
+static uint64_t silent_ns(const struct session *s, uint64_t since, uint64_t now)
+{
+	uint64_t head = s->outstanding->sent_ns;
+	if (s->head_answered_ns > head)
+		head = s->head_answered_ns;
+	if (head > since)
+		since = head;
+	return now > since ? now - since : 0;
+}
+
 static void check_silence(struct session *s, uint64_t now, struct mirror_work *work)
 {
-	uint64_t since;
-	if (s->outstanding && guest_waits(s->m, &since)) {
-		uint64_t head = s->outstanding->sent_ns;
-		if (s->head_answered_ns > head)
-			head = s->head_answered_ns;
-		if (head > since)
-			since = head;
-		if (now > since && now - since > s->grace_ns) {
-			session_fail(s, ETIMEDOUT, work, "no reply for %llu ms while the guest waits",
-				     (unsigned long long)((now - since) / 1000000));
-			return;
-		}
+	uint64_t since, silent, grace = patience_ns(s);
+	if (s->outstanding && guest_waits(s->m, &since) && (silent = silent_ns(s, since, now)) > grace) {
+		session_fail(s, ETIMEDOUT, work, "no reply for %llu ms while the guest waits",
+			     (unsigned long long)(silent / 1000000));
+		return;
+	}
+	if (s->outstanding && s->drain_ns &&
+	    (silent = silent_ns(s, s->drain_ns, now)) > MIRROR_FLUSH_GRACES * grace) {
+		session_fail(s, ETIMEDOUT, work, "no reply for %llu ms to what was buffered",
+			     (unsigned long long)(silent / 1000000));
+		return;
 	}
 	for (struct mirror_flush *f = s->flushes; f; f = f->next)
-		if (now > f->sent_ns && now - f->sent_ns > MIRROR_FLUSH_GRACES * s->grace_ns) {
+		if (now > f->sent_ns && now - f->sent_ns > MIRROR_FLUSH_GRACES * grace) {
 			session_fail(s, ETIMEDOUT, work, "flush: no reply for %llu ms",
 				     (unsigned long long)((now - f->sent_ns) / 1000000));
 			return;

@@ -47,8 +47,8 @@ struct verify {
 	struct error err;
 
 	/* the chunk that is compared under the range lock */
-	struct range_entry range;
-	bool waits, holds;
+	struct range_entry range, order; /* order: in a buffered session's second lock */
+	bool waits, granted, holds;	 /* granted: the first */
 	unsigned tries;
 	uint64_t granted_ns;
 };
@@ -63,12 +63,22 @@ struct verify_range {
 
 /* --- the range lock; mirror->lock held --- */
 
-void verify_granted(struct range_entry *e)
+void verify_granted(struct range_entry *e, struct mirror_work *work)
 {
 	struct verify *v = container_of(e, struct verify, range);
+	v->granted = true;
+	v->granted_ns = clock_now_ns();
+	if (remote_order_enter(v->s, &v->range, &v->order))
+		verify_ordered(&v->order);
+	else
+		remote_queue_hurry(v->s, &v->range, work);
+}
+
+void verify_ordered(struct range_entry *e)
+{
+	struct verify *v = container_of(e, struct verify, order);
 	v->waits = false;
 	v->holds = true;
-	v->granted_ns = clock_now_ns();
 	pthread_cond_broadcast(&v->m->changed);
 }
 
@@ -76,7 +86,12 @@ static void release_range(struct verify *v, struct mirror_work *work)
 {
 	if (!v->holds && !v->waits)
 		return;
-	v->holds = v->waits = false;
+	if (v->granted) {
+		remote_order_remove(v->s, &v->order, work);
+		remote_queue_hurry(v->s, NULL, work);
+	}
+	v->holds = v->waits = v->granted = false;
+	pthread_cond_broadcast(&v->m->changed);
 	mirror_granted(v->m, range_lock_remove(&v->m->ranges, &v->range), work);
 }
 
@@ -89,10 +104,11 @@ void verify_release(struct mirror *m, struct mirror_work *work)
 void verify_check_patience(struct session *s, uint64_t now, struct mirror_work *work)
 {
 	struct verify *v = s->m->verify;
-	if (!v || !v->holds)
+	if (!v || !v->granted)
 		return;
-	/* A little more for one that never gets there otherwise. */
-	uint64_t patience = s->grace_ns * (1 + v->tries / 5);
+	/* A little more for one that never gets there otherwise; and, in a buffered session, what is on its
+	 * way and the question take a round trip each. */
+	uint64_t patience = s->grace_ns * (1 + v->tries / 5) + (s->buffered ? 3 * s->fastest_ns : 0);
 	if (now < v->granted_ns || now - v->granted_ns < patience)
 		return;
 	for (const struct range_entry *e = v->range.next; e; e = e->next)
@@ -143,6 +159,8 @@ static int begin_range(struct verify *v, struct verify_range *r, struct error *e
 			chunk_map_mark_scan(v->map, e->offset_bytes, e->len_bytes);
 	for (const struct remote_piece *p = v->s->outstanding; p; p = p->next)
 		chunk_map_mark_scan(v->map, p->req.offset_bytes, p->req.len_bytes);
+	for (const struct mirror_op *op = v->s->mirrored; op; op = op->next_mirrored)
+		chunk_map_mark_scan(v->map, op->range.offset_bytes, op->range.len_bytes);
 	for (unsigned i = 0; i < r->n; i++) {
 		if (!eligible(v, r->first + i))
 			bitmap_set(r->dirty, i);
@@ -349,7 +367,7 @@ static int lock_chunk(struct verify *v, uint64_t chunk, struct error *err)
 					.tag = RANGE_OF_VERIFY};
 	v->waits = true;
 	if (range_lock_add(&m->ranges, &v->range))
-		verify_granted(&v->range);
+		verify_granted(&v->range, &work);
 	int rc;
 	while (!(rc = usable(v, err)) && v->waits)
 		pthread_cond_wait(&m->changed, &m->lock);
@@ -598,6 +616,7 @@ int verify_hash_op(struct mirror_op *op)
 		for (unsigned i = 0; i < op->npieces; i++) {
 			const struct block_request *req = &op->pieces[i].req;
 			uint64_t at = req->offset_bytes, end = at + req->len_bytes, len;
+			op->pieces[i].first_hash = n;
 			for (; at < end; at += len, n++) {
 				len = part_len(at, end, op->write_shift);
 				const uint8_t *data = req->niov ? req->iov->iov_base : NULL;
@@ -611,19 +630,17 @@ int verify_hash_op(struct mirror_op *op)
 	return 0;
 }
 
-void verify_count_op(struct mirror_op *op)
+void verify_count_piece(const struct remote_piece *piece)
 {
+	const struct mirror_op *op = piece->owner;
 	struct chunk_map *map = op->m->map;
-	size_t n = 0;
 	if (!op->counted)
 		return;
-	for (unsigned i = 0; i < op->npieces; i++) {
-		const struct block_request *req = &op->pieces[i].req;
-		uint64_t at = req->offset_bytes, end = at + req->len_bytes, len;
-		for (; at < end; at += len, n++) {
-			len = part_len(at, end, op->write_shift);
-			if (bitmap_test(map->verified, at >> map->shift))
-				proof_count(map->proof, at >> map->shift, &op->write_hashes[n]);
-		}
+	size_t n = piece->first_hash;
+	uint64_t at = piece->req.offset_bytes, end = at + piece->req.len_bytes, len;
+	for (; at < end; at += len, n++) {
+		len = part_len(at, end, op->write_shift);
+		if (bitmap_test(map->verified, at >> map->shift))
+			proof_count(map->proof, at >> map->shift, &op->write_hashes[n]);
 	}
 }

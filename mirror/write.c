@@ -3,8 +3,9 @@
  * Guest writes, zeroes and discards.
  *
  * arrival -> (range) -> activate: planned by chunk state -> (bounce budget) -> start: bounced, sent to one or
- * both disks -> finish: range released, guest answered. What only the remote still holds lives on after that
- * until its late replies are in.
+ * both disks -> finish: range released, guest answered. What only the remote still is to get, in a buffered
+ * session, or holds, after a failure, lives on after that until its late replies are in: by then the guest's
+ * request is gone.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -12,6 +13,10 @@
 
 #include "base/clock.h"
 #include "mirror/mirror_impl.h"
+
+#define BOUNCE_ALIGN 4096u
+
+static void op_start(struct mirror_op *op, struct mirror_work *work);
 
 static struct mirror_op *op_of(struct range_entry *e)
 {
@@ -46,8 +51,11 @@ void mirror_work_run(struct mirror *m, struct mirror_work *w)
 	while (w->start) {
 		struct mirror_op *op = w->start;
 		w->start = op->next;
-		mirror_op_start(op);
+		if (!w->start)
+			w->start_tail = &w->start;
+		op_start(op, w);
 	}
+	remote_queue_send(m, w);
 	while (w->done) {
 		struct block_request *req = w->done;
 		w->done = request_next(req);
@@ -64,7 +72,7 @@ void mirror_granted(struct mirror *m, struct range_entry *granted, struct mirror
 			copy_granted(
 				(struct copy_job *)(void *)((char *)e - offsetof(struct copy_job, range)));
 		else if (e->tag == RANGE_OF_VERIFY)
-			verify_granted(e);
+			verify_granted(e, work);
 		else
 			mirror_op_activate(op_of(e), work);
 	}
@@ -111,38 +119,116 @@ static void op_finish(struct mirror_op *op, struct mirror_work *work)
 	op_unref(op, work);
 }
 
-static void op_leave_session(struct mirror_op *op, struct session *s)
+static void op_join_session(struct mirror_op *op, struct session *s)
 {
-	op->attached = false;
-	if (--s->attached == 0)
+	struct mirror_stats *st = &op->m->stats;
+	op->session = s;
+	op->prev_mirrored = NULL;
+	op->next_mirrored = s->mirrored;
+	if (s->mirrored)
+		s->mirrored->prev_mirrored = op;
+	s->mirrored = op;
+	op->sent = true;
+	if (!s->buffered || s->synchronous) {
+		op->attached = true;
+		s->attached++;
+		return;
+	}
+	s->nbuffered++;
+	st->buffered_bytes += op->mirrored_bytes;
+	if (st->buffered_bytes > st->buffered_bytes_max)
+		st->buffered_bytes_max = st->buffered_bytes;
+}
+
+static void op_leave_session(struct mirror_op *op)
+{
+	struct session *s = op->session;
+	if (op->prev_mirrored)
+		op->prev_mirrored->next_mirrored = op->next_mirrored;
+	else
+		s->mirrored = op->next_mirrored;
+	if (op->next_mirrored)
+		op->next_mirrored->prev_mirrored = op->prev_mirrored;
+	if (!op->attached)
+		op->m->stats.buffered_bytes -= op->mirrored_bytes;
+	if ((op->attached ? --s->attached : --s->nbuffered) == 0)
 		pthread_cond_broadcast(&op->m->changed);
+	op->session = NULL;
+	op->attached = false;
+}
+
+static bool piece_unsent(const struct remote_piece *piece)
+{
+	return piece->state == PIECE_WAITING || piece->state == PIECE_QUEUED;
 }
 
 void mirror_op_detach(struct mirror_op *op, struct mirror_work *work)
 {
-	op_leave_session(op, op->pieces[0].session);
+	bool finish = op->attached && op->local_done;
+	op->refs++;
+	op_leave_session(op);
 	unsync_pieces(op);
-	if (op->local_done)
+	for (unsigned i = 0; i < op->npieces; i++)
+		if (piece_unsent(&op->pieces[i])) {
+			remote_queue_remove(&op->pieces[i], work);
+			mirror_op_progress(&op->pieces[i], work);
+		}
+	if (finish)
 		op_finish(op, work);
+	op_unref(op, work);
+}
+
+void mirror_drop_buffered(struct session *s, struct mirror_work *work)
+{
+	for (struct mirror_op *op = s->mirrored, *next; op; op = next) {
+		next = op->next_mirrored;
+		if (op->attached)
+			continue;
+		op->refs++;
+		for (unsigned i = 0; i < op->npieces; i++) {
+			struct remote_piece *piece = &op->pieces[i];
+			if (!piece_unsent(piece))
+				continue;
+			chunk_map_unsync(s->m->map, piece->req.offset_bytes, piece->req.len_bytes);
+			remote_queue_remove(piece, work);
+			mirror_op_progress(piece, work);
+		}
+		op_unref(op, work);
+	}
+	mirror_bounce_retry(s->m, work);
+}
+
+void mirror_op_progress(struct remote_piece *piece, struct mirror_work *work)
+{
+	struct mirror_op *op = piece->owner;
+	op->pending_remote--;
+	if (op->session && op->pending_remote == 0) {
+		bool finish = op->attached && op->local_done;
+		op->m->stats.mirrored_bytes += op->mirrored_bytes;
+		op_leave_session(op);
+		if (finish)
+			op_finish(op, work);
+	}
+	op_unref(op, work);
 }
 
 static void op_piece_arrived(struct remote_piece *piece, int result, struct mirror_work *work)
 {
 	struct mirror_op *op = piece->owner;
 	struct session *s = piece->session;
-	op->pending_remote--;
-	if (op->attached && result < 0) {
-		session_fail(s, result, work, "%s of %llu bytes at %llu",
-			     op->req->op == BLOCK_WRITE ? "write" : "write-zeroes",
-			     (unsigned long long)piece->req.len_bytes,
-			     (unsigned long long)piece->req.offset_bytes);
-	} else if (op->attached && op->pending_remote == 0) {
-		op_leave_session(op, s);
-		op->m->stats.mirrored_bytes += op->mirrored_bytes;
-		if (op->local_done)
-			op_finish(op, work);
+	remote_queue_remove(piece, work);
+	if (result < 0 && op->session) {
+		/* Of a session that is being stopped, what nobody waits for is copied again. */
+		if (s->stopping && !op->attached)
+			chunk_map_unsync(op->m->map, piece->req.offset_bytes, piece->req.len_bytes);
+		else
+			session_fail(s, result, work, "%s of %llu bytes at %llu",
+				     piece->req.op == BLOCK_WRITE ? "write" : "write-zeroes",
+				     (unsigned long long)piece->req.len_bytes,
+				     (unsigned long long)piece->req.offset_bytes);
 	}
-	op_unref(op, work);
+	mirror_op_progress(piece, work);
+	remote_queue_pump(s, work);
 }
 
 static void op_local_done(struct block_request *child, int result)
@@ -176,11 +262,20 @@ static uint64_t piece_limit(const struct mirror_op *op, const struct session *s)
 	return max > s->align ? max - max % s->align : s->align;
 }
 
+/* The order of a buffered session is kept by chunk. */
+static uint64_t within_chunk(const struct chunk_map *map, uint64_t at, uint64_t len)
+{
+	uint64_t left = map->chunk_bytes - (at & (map->chunk_bytes - 1));
+	return len < left ? len : left;
+}
+
 static unsigned plan_pieces(struct mirror_op *op, const struct session *s, struct remote_piece *out)
 {
 	uint64_t at = op->range.offset_bytes, end = at + op->range.len_bytes, len;
 	unsigned n = 0;
 	while (chunk_map_next_run(op->m->map, &at, end, piece_limit(op, s), &len)) {
+		if (s->order)
+			len = within_chunk(op->m->map, at, len);
 		if (out) {
 			struct block_request *req = &out[n].req;
 			req->op = has_data(op) ? BLOCK_WRITE : BLOCK_WRITE_ZEROES;
@@ -212,9 +307,19 @@ static void op_go_local(struct mirror_op *op)
 		copy_wake(m->session);
 }
 
-static bool bounce_fits(const struct mirror *m, uint64_t bytes)
+/* What it takes of the budget. Buffered, what is queued is many and may be small, so it counts whole. */
+static uint64_t bounce_cost(const struct mirror_op *op, const struct session *s, unsigned npieces)
 {
-	return m->bounce_used == 0 || m->bounce_used + bytes <= MIRROR_BOUNCE_BYTES;
+	uint64_t bytes = has_data(op) ? op->range.len_bytes : 0;
+	if (!s->buffered || !npieces)
+		return npieces ? bytes : 0;
+	uint64_t pages = (bytes + BOUNCE_ALIGN - 1) / BOUNCE_ALIGN * BOUNCE_ALIGN;
+	return pages + sizeof *op + npieces * sizeof *op->pieces;
+}
+
+static bool bounce_fits(const struct mirror *m, const struct session *s, uint64_t bytes)
+{
+	return m->bounce_used == 0 || m->bounce_used + bytes <= s->buffer_bytes;
 }
 
 /* Plans by the chunks' states, which stay as they are while the range is held (but for a failure). False: no
@@ -224,7 +329,8 @@ static bool op_plan(struct mirror_op *op)
 	struct mirror *m = op->m;
 	struct session *s = m->session;
 	unsigned n = session_usable(s) ? plan_pieces(op, s, NULL) : 0;
-	if (n && has_data(op) && !bounce_fits(m, op->range.len_bytes))
+	uint64_t cost = n ? bounce_cost(op, s, n) : 0;
+	if (cost && !bounce_fits(m, s, cost))
 		return false;
 	if (n)
 		op->pieces = calloc(n, sizeof *op->pieces);
@@ -237,18 +343,17 @@ static bool op_plan(struct mirror_op *op)
 	op->npieces = plan_pieces(op, s, op->pieces);
 	op->session_id = s->id;
 	verify_plan_op(op);
-	if (has_data(op)) {
-		op->bounce_bytes = op->range.len_bytes;
-		m->bounce_used += op->bounce_bytes;
-	}
+	op->bounce_bytes = cost;
+	m->bounce_used += cost;
 	return true;
 }
 
 void mirror_op_activate(struct mirror_op *op, struct mirror_work *work)
 {
 	struct mirror *m = op->m;
+	struct session *s = m->session;
 	/* In order: nobody overtakes those who wait for the budget already. */
-	if ((m->bounce_wait && has_data(op) && session_usable(m->session)) || !op_plan(op)) {
+	if ((m->bounce_wait && session_usable(s) && (has_data(op) || s->buffered)) || !op_plan(op)) {
 		op->next = NULL;
 		*m->bounce_wait_tail = op;
 		m->bounce_wait_tail = &op->next;
@@ -275,7 +380,7 @@ void mirror_bounce_retry(struct mirror *m, struct mirror_work *work)
 static int fill_bounce(struct mirror_op *op)
 {
 	void *mem = NULL;
-	if (posix_memalign(&mem, 4096, op->range.len_bytes))
+	if (posix_memalign(&mem, BOUNCE_ALIGN, op->range.len_bytes))
 		return -ENOMEM;
 	op->bounce = mem;
 	uint8_t *p = op->bounce;
@@ -294,40 +399,37 @@ static int fill_bounce(struct mirror_op *op)
 	return 0;
 }
 
-/* The session to which the pieces now belong, or NULL: it ended since they were planned. */
-static struct session *op_attach(struct mirror_op *op, bool have_memory)
+/* True: the pieces belong to the session now, and those whose turn it is are in work->send. False: it ended
+ * since they were planned. */
+static bool op_attach(struct mirror_op *op, bool have_memory, struct mirror_work *work)
 {
 	struct mirror *m = op->m;
 	pthread_mutex_lock(&m->lock);
 	struct session *s = m->session;
-	if (!have_memory || !session_usable(s) || s->id != op->session_id) {
-		op_go_local(op);
-		s = NULL;
-	} else {
+	bool usable = have_memory && session_usable(s) && s->id == op->session_id;
+	if (usable) {
+		op->pending_remote = op->npieces;
+		op->refs += op->npieces;
+		op_join_session(op, s);
 		for (unsigned i = 0; i < op->npieces; i++) {
 			struct remote_piece *piece = &op->pieces[i];
 			chunk_map_touch(m->map, piece->req.offset_bytes, piece->req.len_bytes);
-			remote_piece_register(s, piece);
-			rate_limit_take_urgent(s->bandwidth, remote_piece_wire_bytes(piece));
+			remote_queue_add(s, piece, work);
 		}
-		verify_count_op(op);
-		op->pending_remote = op->npieces;
-		op->refs += op->npieces;
-		op->attached = op->sent = true;
-		s->attached++;
-		s->submitting++;
+		remote_queue_pump(s, work);
+	} else {
+		op_go_local(op);
 	}
 	pthread_mutex_unlock(&m->lock);
-	return s;
+	return usable;
 }
 
-void mirror_op_start(struct mirror_op *op)
+static void op_start(struct mirror_op *op, struct mirror_work *work)
 {
 	struct mirror *m = op->m;
-	struct session *s = NULL;
-	unsigned npieces = op->npieces;
-	if (npieces)
-		s = op_attach(op, (!has_data(op) || fill_bounce(op) == 0) && verify_hash_op(op) == 0);
+	bool mirrored =
+		op->npieces &&
+		op_attach(op, (!has_data(op) || fill_bounce(op) == 0) && verify_hash_op(op) == 0, work);
 	op->local = (struct block_request){
 		.op = op->req->op,
 		.flags = op->req->flags,
@@ -338,24 +440,16 @@ void mirror_op_start(struct mirror_op *op)
 		.done = op_local_done,
 		.opaque = op,
 	};
-	if (s && has_data(op)) {
+	if (mirrored && has_data(op)) {
 		op->local_iov = (struct iovec){.iov_base = op->bounce, .iov_len = op->range.len_bytes};
 		op->local.iov = &op->local_iov;
 		op->local.niov = 1;
 	}
-	struct remote_piece *pieces = op->pieces;
 	int rc = block_submit(m->local, &op->local);
 	if (rc)
 		mirror_defer_done(m, &op->local, rc);
-	/* Without pieces under way the operation may be gone now. */
-	if (!s)
-		return;
-	for (unsigned i = 0; i < npieces; i++)
-		remote_piece_send(&pieces[i]);
-	pthread_mutex_lock(&m->lock);
-	if (--s->submitting == 0)
-		pthread_cond_broadcast(&m->changed);
-	pthread_mutex_unlock(&m->lock);
+	/* The operation may be gone now. */
+	remote_queue_send(m, work);
 }
 
 /* --- arrival --- */

@@ -41,8 +41,8 @@ struct faulty {
 	pthread_cond_t wake;
 	struct faulty_item *queue; /* not executed, or executed and to be answered; unordered */
 	struct faulty_item *all;
-	uint64_t delay_max_ns;
-	uint64_t bytes_per_ms; /* 0: unlimited */
+	uint64_t delay_ns, delay_max_ns; /* fixed, and random up to */
+	uint64_t bytes_per_ms;		 /* 0: unlimited */
 	uint64_t last_due_ns;
 	unsigned seed;
 	unsigned ninflight, nexecuting;
@@ -196,14 +196,14 @@ static inline int faulty_submit(struct block *blk, struct block_request *req)
 		f->silence = f->silent_after_kind;
 	if (f->error_after > 0 && faulty_changes(req) && --f->error_after == 0)
 		f->error = -EIO;
-	it->due_ns = now;
+	it->due_ns = now + f->delay_ns;
 	if (f->delay_max_ns)
 		it->due_ns += (uint64_t)rand_r(&f->seed) % f->delay_max_ns;
 	if (f->bytes_per_ms) {
 		if (f->last_due_ns < now)
 			f->last_due_ns = now;
 		f->last_due_ns += req->len_bytes * 1000000 / f->bytes_per_ms;
-		it->due_ns = f->last_due_ns;
+		it->due_ns = f->last_due_ns + f->delay_ns;
 	}
 	it->all_next = f->all;
 	it->all_prev = &f->all;

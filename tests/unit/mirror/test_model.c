@@ -4,6 +4,7 @@
  * has a region of its own, where a reference model says what has to be read and to be on both disks at the
  * end; in a shared region everybody's requests overlap, and both disks must have taken them in one order.
  * The remote fails, falls silent, answers late; sessions are stopped and started again with the map kept.
+ * Half of the seeds have buffered sessions.
  *
  * SNM_MODEL_SEEDS (default 200) seeds from SNM_MODEL_FIRST (default 1).
  */
@@ -45,6 +46,7 @@ struct world {
 	atomic_bool synced;
 	unsigned joined;
 	unsigned seed;
+	bool buffered;
 };
 
 static uint32_t new_number(struct guest *g)
@@ -192,7 +194,7 @@ static void plan_faults(struct world *w, unsigned session, struct mirror_options
 {
 	struct faulty *f = w->r.remote;
 	f->seed = (unsigned)rand_r(&w->seed);
-	f->delay_max_ns = (unsigned)rand_r(&w->seed) % 3 * 200000;
+	f->delay_max_ns = (unsigned)rand_r(&w->seed) % 3 * (w->buffered ? 2000000 : 200000);
 	if (session >= 3)
 		return;
 	long after = 1 + rand_r(&w->seed) % (session ? 40 : 160);
@@ -220,6 +222,8 @@ static void start_session(struct world *w, unsigned session, bool remote_is_zero
 	opt.keep_map = session > 0;
 	opt.chunk_bytes = session ? 0 : 4096u << (w->seed % 6);
 	opt.requests_in_flight = 1 + (unsigned)rand_r(&w->seed) % 20;
+	opt.buffered = w->buffered;
+	opt.buffer_bytes = w->buffered ? 1 * MIB : 0; /* that it fills */
 	plan_faults(w, session, &opt);
 	rig_start(r, &opt);
 }
@@ -280,6 +284,7 @@ static void run_seed(unsigned seed)
 	w->seed = seed * 2654435761u;
 	r->direct = seed % 16 == 5;
 	r->in_memory = !r->direct;
+	w->buffered = seed % 8 >= 4;
 	rig_files(r, DISK_BYTES);
 	r->over_nbd = seed % 4 == 3;
 	bool remote_is_zero = rand_r(&w->seed) % 3;
