@@ -48,6 +48,7 @@ static const char usage[] =
 	"  --in-flight N        requests of the pass (the mirror's default); --chunk-bytes N: its chunks\n"
 	"  --bandwidth N        bytes a second; --then N: another bandwidth, --seconds S after the start\n"
 	"  --grace-ms N         how long a guest's write waits for a silent remote (the mirror's default)\n"
+	"  --mirror sync|buffered   what a guest's write waits for (sync); --mirror-buffer N: bytes of it\n"
 	"  --tls CA CERT KEY PEER   four options: --tls-ca, --tls-cert, --tls-key, --tls-peer\n"
 	"  --load DEPTH         random writes by a guest, DEPTH in flight; --load-bytes N each (4096)\n"
 	"  --phase none|pass|synced   when the guest writes: without a mirror, while the pass runs, after "
@@ -65,7 +66,8 @@ struct driver {
 	const char *tls_ca, *tls_cert, *tls_key, *tls_peer;
 	struct block_open_options open;
 	unsigned connections, in_flight, chunk_bytes, grace_ms, load_depth, load_bytes;
-	unsigned bandwidth, then;
+	unsigned bandwidth, then, buffer_bytes;
+	bool mirror_buffered;
 	double seconds;
 	enum phase phase;
 
@@ -143,6 +145,8 @@ static int open_session(struct driver *d, bool again, struct error *err)
 		.chunk_bytes = d->chunk_bytes,
 		.requests_in_flight = d->in_flight,
 		.write_grace_ms = d->grace_ms,
+		.buffered = d->mirror_buffered,
+		.buffer_bytes = d->buffer_bytes,
 		.bandwidth = d->bandwidth ? &d->rate : NULL,
 		.failed = mirror_failed,
 	};
@@ -283,13 +287,14 @@ static void report(struct driver *d)
 	getrusage(RUSAGE_SELF, &ru);
 	mirror_stats(d->mirror, &st);
 	json_t *o =
-		json_pack("{s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:f, s:f}", "pass_s",
+		json_pack("{s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:f, s:f}", "pass_s",
 			  (double)d->pass_ns / 1e9, "flush_s", (double)d->flush_ns / 1e9, "wire_bytes",
 			  (json_int_t)d->wire_bytes, "data_bytes", (json_int_t)st.data_bytes_copied,
 			  "zero_bytes", (json_int_t)st.zero_bytes_copied, "hole_bytes",
 			  (json_int_t)st.hole_bytes_skipped, "mirrored_bytes", (json_int_t)st.mirrored_bytes,
-			  "peak_memory_bytes", (json_int_t)peak_memory_bytes(), "sessions", (int)d->sessions,
-			  "user_s", seconds_of(ru.ru_utime), "system_s", seconds_of(ru.ru_stime));
+			  "buffered_bytes_max", (json_int_t)st.buffered_bytes_max, "peak_memory_bytes",
+			  (json_int_t)peak_memory_bytes(), "sessions", (int)d->sessions, "user_s",
+			  seconds_of(ru.ru_utime), "system_s", seconds_of(ru.ru_stime));
 	if (d->then)
 		json_object_set_new(
 			o, "rates",
@@ -430,7 +435,9 @@ enum {
 	OPT_LOAD_BYTES,
 	OPT_PHASE,
 	OPT_SECONDS,
-	OPT_SERVE
+	OPT_SERVE,
+	OPT_MIRROR,
+	OPT_MIRROR_BUFFER
 };
 
 static const struct option longopts[] = {
@@ -455,6 +462,8 @@ static const struct option longopts[] = {
 	{"phase", required_argument, NULL, OPT_PHASE},
 	{"seconds", required_argument, NULL, OPT_SECONDS},
 	{"serve", required_argument, NULL, OPT_SERVE},
+	{"mirror", required_argument, NULL, OPT_MIRROR},
+	{"mirror-buffer", required_argument, NULL, OPT_MIRROR_BUFFER},
 	{0},
 };
 
@@ -515,6 +524,11 @@ static bool parse_option(struct driver *d, int c)
 	case OPT_SERVE:
 		d->serve = optarg;
 		return true;
+	case OPT_MIRROR:
+		d->mirror_buffered = !strcmp(optarg, "buffered");
+		return d->mirror_buffered || !strcmp(optarg, "sync");
+	case OPT_MIRROR_BUFFER:
+		return number(optarg, (unsigned)MIRROR_BUFFER_MIN_BYTES, UINT_MAX, &d->buffer_bytes);
 	default:
 		return false;
 	}

@@ -22,6 +22,11 @@ struct mirror;
 int mirror_create(struct block *local, struct mirror **out, struct block **top, struct error *err);
 void mirror_free(struct mirror *m);
 
+/* Of the bounce buffers of a mirror's guest writes under way. */
+#define MIRROR_BUFFER_DEFAULT_BYTES (UINT64_C(64) << 20)
+#define MIRROR_BUFFER_MIN_BYTES	    (UINT64_C(1) << 20)
+#define MIRROR_BUFFER_MAX_BYTES	    (UINT64_C(16) << 30)
+
 struct mirror_options {
 	struct block *remote; /* taken over by the mirror from a successful start until it ended */
 	bool remote_is_zero;  /* created by this move: holes are skipped */
@@ -48,8 +53,8 @@ struct mirror_options {
 	 * leaves the chunks of what is queued or unanswered unsynced. The grace is longer by the fastest
 	 * reply seen. */
 	bool buffered;
-	/* 0 = default 64 MiB; 1 MiB to 16 GiB. Guests' mirrored writes under way take it; a write that finds
-	 * no room waits for it. One that is larger goes alone. */
+	/* 0 = the default. Guests' mirrored writes under way take it; a write that finds no room waits for
+	 * it. One that is larger goes alone. */
 	uint64_t buffer_bytes;
 	/* NULL: none. The copy keeps to it; a guest's writes count, but are not held back. The caller's, and
 	 * longer there than the session. */

@@ -42,10 +42,6 @@
 #define MIRROR_PIECE_BYTES	(256u << 10)
 #define MIRROR_ZERO_PIECE_BYTES (4u << 20)
 #define MIRROR_TRANSFER_BYTES	(16u << 20) /* largest guest request */
-/* Of all bounce buffers of a mirror: its default, and the bounds of what may be asked for. */
-#define MIRROR_BUFFER_DEFAULT_BYTES (64u << 20)
-#define MIRROR_BUFFER_MIN_BYTES	    (1u << 20)
-#define MIRROR_BUFFER_MAX_BYTES	    (UINT64_C(16) << 30)
 /* Of a buffer, what is on its way at a time: the copy's pieces get their share of a link that a guest fills.
  */
 #define MIRROR_WINDOW_SHARE	 8

@@ -25,6 +25,11 @@ static void usage(FILE *out)
 	      "         --with-storage      its disks as well (needed for a VM with local disks)\n"
 	      "         --max-downtime MS   the longest stop of the guest to aim at (50)\n"
 	      "         --bandwidth RATE    at most so many bytes a second, such as 200M or 1G (no limit)\n"
+	      "         --mirror MODE       sync (default), or buffered for long links: a guest's writes do "
+	      "not "
+	      "wait for HOST\n"
+	      "         --mirror-buffer SIZE  of --mirror buffered: how much of them may be on the way "
+	      "(64M)\n"
 	      "         --keep-source       keep the source's files, under a name that nothing can start\n"
 	      "         --suspend           leave the guest paused at the destination\n"
 	      "         --no-tls            memory and disks unencrypted; both hosts must allow it\n"
@@ -63,6 +68,25 @@ int snmigrate_usage_error(const char *fmt, ...)
 	return EXIT_USAGE;
 }
 
+/* Options of move whose argument is a word of its own. */
+static bool takes_argument(const char *option)
+{
+	/* clang-format off */
+	static const char *const options[] = {
+		"--control",
+		"--max-downtime",
+		"--bandwidth",
+		"--receipt",
+		"--mirror",
+		"--mirror-buffer",
+	};
+	/* clang-format on */
+	for (size_t i = 0; i < sizeof options / sizeof *options; i++)
+		if (!strcmp(option, options[i]))
+			return true;
+	return false;
+}
+
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {{"control", required_argument, NULL, 'c'},
@@ -83,11 +107,7 @@ int main(int argc, char **argv)
 			printf("snmigrate %s\n", SNM_VERSION);
 			return 0;
 		}
-		/* options that take an argument of their own */
-		at += !strcmp(argv[at], "--control") || !strcmp(argv[at], "--max-downtime") ||
-				      !strcmp(argv[at], "--bandwidth") || !strcmp(argv[at], "--receipt")
-			      ? 2
-			      : 1;
+		at += takes_argument(argv[at]) ? 2 : 1;
 	}
 	if (argc == 1) {
 		usage(stderr);

@@ -37,6 +37,8 @@ struct move_options {
 	unsigned max_time_ms;		/* of pre-copy; 0 = none */
 	int zstd_level;			/* default 1; 0 = off */
 	uint64_t bandwidth_bytes_per_s; /* 0 = unlimited */
+	uint64_t mirror_buffer_bytes;	/* of all disks; 0 = default 64 MiB */
+	bool mirror_buffered;		/* a guest's writes do not wait for the destination */
 	bool keep_source;
 	bool suspend; /* the guest stays paused at the destination */
 	bool no_tls;  /* data channels only */

@@ -105,16 +105,29 @@ static int pause_and_send(struct move *mv, struct error *err)
 	return rc ? rc : send_last(mv, err);
 }
 
+/* Until the rest of the memory is expected to fit, and every disk is flushed and compared at the destination. */
+static int converge(struct move *mv, struct error *err)
+{
+	bool limit_hit;
+	int rc = mem_sender_precopy(mv->sender, &limit_hit, err);
+	/* What a session that broke meanwhile left is copied and compared again. */
+	if (!rc)
+		rc = source_verify(mv, err);
+	/* The first flush drained what was buffered; meanwhile the guest went on in its memory. */
+	if (!rc && mv->opt.mirror_buffered && mv->attempts == 1) {
+		rc = mem_sender_precopy(mv->sender, &limit_hit, err);
+		if (!rc)
+			rc = source_verify(mv, err);
+	}
+	return rc;
+}
+
 int source_handover(struct move *mv, struct error *err)
 {
 	int rc = 0;
 	for (mv->attempts = 1;; mv->attempts++) {
-		bool limit_hit;
 		source_set_phase(mv, MOVE_MEMORY, "memory");
-		rc = mem_sender_precopy(mv->sender, &limit_hit, err);
-		/* What a session that broke meanwhile left is copied and compared again. */
-		if (!rc)
-			rc = source_verify(mv, err);
+		rc = converge(mv, err);
 		if (!rc && mv->attempts == 1)
 			rc = source_phase_with_peer(mv, "prepare", err);
 		if (!rc)

@@ -12,6 +12,7 @@
 #include "base/cleanup.h"
 #include "base/fault.h"
 #include "host/ask.h"
+#include "mirror/mirror.h"
 
 /* A destination may open big images and 64 vCPUs before it answers; it beats meanwhile. */
 #define HELLO_TIMEOUT_MS    120000
@@ -44,6 +45,28 @@ int source_parse_bandwidth(json_t *o, uint64_t *out, struct error *err)
 	return 0;
 }
 
+/* "mirror" and "mirror_buffer_bytes" of o. */
+static int parse_mirror(json_t *o, struct move_options *opt, struct error *err)
+{
+	json_t *mode = json_object_get(o, "mirror"), *buffer = json_object_get(o, "mirror_buffer_bytes");
+	if (mode && !json_is_null(mode)) {
+		const char *word = json_is_string(mode) ? json_string_value(mode) : "";
+		opt->mirror_buffered = !strcmp(word, "buffered");
+		if (!opt->mirror_buffered && strcmp(word, "sync"))
+			return error_set(err, EINVAL, "mirror: sync or buffered is needed");
+	}
+	if (buffer && !json_is_null(buffer)) {
+		json_int_t n = json_integer_value(buffer);
+		if (!json_is_integer(buffer) || n < (json_int_t)MIRROR_BUFFER_MIN_BYTES ||
+		    n > (json_int_t)MIRROR_BUFFER_MAX_BYTES)
+			return error_set(err, EINVAL, "mirror-buffer: from %llu to %llu bytes are possible",
+					 (unsigned long long)MIRROR_BUFFER_MIN_BYTES,
+					 (unsigned long long)MIRROR_BUFFER_MAX_BYTES);
+		opt->mirror_buffer_bytes = (uint64_t)n;
+	}
+	return 0;
+}
+
 int move_options_parse(json_t *request, struct move_options *opt, struct error *err)
 {
 	memset(opt, 0, sizeof *opt);
@@ -72,6 +95,8 @@ int move_options_parse(json_t *request, struct move_options *opt, struct error *
 		rc = get_uint(o, "max_time_ms", 86400000, &opt->max_time_ms, err);
 	if (!rc)
 		rc = source_parse_bandwidth(o, &opt->bandwidth_bytes_per_s, err);
+	if (!rc)
+		rc = parse_mirror(o, opt, err);
 	if (rc)
 		return rc;
 	if (!opt->streams)

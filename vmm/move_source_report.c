@@ -120,6 +120,14 @@ static json_t *describe_memory(const struct mem_stats *mem)
 			 (json_int_t)mem->wire_bytes);
 }
 
+static uint64_t mirror_buffered(const struct report *r)
+{
+	uint64_t n = 0;
+	for (unsigned i = 0; i < r->mv->vm->def.ndisks; i++)
+		n += r->disk[i].buffered_bytes;
+	return n;
+}
+
 /* Why what is left grew: chunks that a broken session left behind. */
 static void tell_unsynced(struct report *r, uint64_t ms)
 {
@@ -188,6 +196,9 @@ static void report_once(struct report *r)
 		json_object_set_new(ev, "bandwidth_bytes_per_s", json_integer((json_int_t)bandwidth));
 		json_object_set_new(ev, "throttled", json_boolean(rate_limit_wait_ns(&mv->bandwidth) > 0));
 	}
+	if (mv->opt.mirror_buffered)
+		json_object_set_new(ev, "mirror_buffered_bytes",
+				    json_integer((json_int_t)mirror_buffered(r)));
 	move_events_emit(mv->events, ev, false);
 }
 

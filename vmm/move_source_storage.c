@@ -15,6 +15,13 @@
  * long for it from then on, up to so many times what is configured. */
 #define GRACE_GROWTH_MAX 32
 #define DIAL_TRIES	 4
+/* What the disks of a move share: pieces of the copies under way, of 256 KiB each, which bounds the memory
+ * that the passes take; and the buffers of the guest's writes. Each disk gets the same part and keeps it:
+ * disks end at different times, but a part is enough for the link where the round trip is short, and where it
+ * is long, few disks are moved at a time. */
+#define COPY_PIECES	  64
+#define COPY_PIECES_LEAST 2
+#define COPY_PIECES_MOST  16
 
 static int dial_once(struct move *mv, enum channel channel, const char *token, struct conn **out,
 		     struct error *err)
@@ -67,6 +74,17 @@ static void mirror_failed(void *opaque, const struct error *why)
 	log_warn("mirror: %s", why->message);
 }
 
+static void share_budget(const struct move *mv, struct mirror_options *opt)
+{
+	unsigned ndisks = mv->vm->def.ndisks, pieces = COPY_PIECES / ndisks;
+	uint64_t buffer = mv->opt.mirror_buffer_bytes;
+	buffer = (buffer ? buffer : MIRROR_BUFFER_DEFAULT_BYTES) / ndisks;
+	opt->requests_in_flight = pieces > COPY_PIECES_MOST    ? COPY_PIECES_MOST
+				  : pieces < COPY_PIECES_LEAST ? COPY_PIECES_LEAST
+							       : pieces;
+	opt->buffer_bytes = buffer < MIRROR_BUFFER_MIN_BYTES ? MIRROR_BUFFER_MIN_BYTES : buffer;
+}
+
 int source_storage_open(struct move *mv, unsigned i, bool again, struct error *err)
 {
 	struct vm_disk *d = &mv->vm->disks[i];
@@ -105,10 +123,12 @@ int source_storage_open(struct move *mv, unsigned i, bool again, struct error *e
 		.keep_map = again,
 		.chunk_bytes = source_chunk_bytes(d->local->size_bytes),
 		.write_grace_ms = mv->grace_ms[i],
+		.buffered = mv->opt.mirror_buffered,
 		.bandwidth = &mv->bandwidth,
 		.failed = mirror_failed,
 		.opaque = mv,
 	};
+	share_budget(mv, &mopt);
 	rc = mirror_start(d->mirror, &mopt, err);
 	if (rc) {
 		block_close(remote);

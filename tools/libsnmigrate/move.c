@@ -194,14 +194,40 @@ static int parse_bandwidth(const char *arg, json_t *options)
 	return 0;
 }
 
+static int parse_mirror(const char *arg, json_t *options)
+{
+	if (strcmp(arg, "sync") && strcmp(arg, "buffered"))
+		return snmigrate_usage_error("--mirror %s: sync or buffered is needed", arg);
+	json_object_set_new(options, "mirror", json_string(arg));
+	return 0;
+}
+
+static int parse_mirror_buffer(const char *arg, json_t *options)
+{
+	uint64_t bytes;
+	if (size_parse(arg, &bytes) || bytes > INT64_MAX)
+		return snmigrate_usage_error("--mirror-buffer %s: not a number of bytes, such as 64M", arg);
+	json_object_set_new(options, "mirror_buffer_bytes", json_integer((json_int_t)bytes));
+	return 0;
+}
+
 int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 {
+	/* clang-format off */
 	static const struct option known[] = {
-		{"with-storage", no_argument, NULL, 's'},    {"json", no_argument, NULL, 'j'},
-		{"keep-source", no_argument, NULL, 'k'},     {"suspend", no_argument, NULL, 'p'},
-		{"no-tls", no_argument, NULL, 'n'},	     {"max-downtime", required_argument, NULL, 'd'},
-		{"bandwidth", required_argument, NULL, 'b'}, {"receipt", required_argument, NULL, 'r'},
-		{"control", required_argument, NULL, 'c'},   {0}};
+		{"with-storage", no_argument, NULL, 's'},
+		{"json", no_argument, NULL, 'j'},
+		{"keep-source", no_argument, NULL, 'k'},
+		{"suspend", no_argument, NULL, 'p'},
+		{"no-tls", no_argument, NULL, 'n'},
+		{"max-downtime", required_argument, NULL, 'd'},
+		{"bandwidth", required_argument, NULL, 'b'},
+		{"receipt", required_argument, NULL, 'r'},
+		{"mirror", required_argument, NULL, 'm'},
+		{"mirror-buffer", required_argument, NULL, 'B'},
+		{"control", required_argument, NULL, 'c'},
+		{0}};
+	/* clang-format on */
 	json_t *options = json_object();
 	const char *receipt = NULL;
 	bool json = false;
@@ -231,6 +257,12 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 			break;
 		case 'r':
 			receipt = optarg;
+			break;
+		case 'm':
+			status = parse_mirror(optarg, options);
+			break;
+		case 'B':
+			status = parse_mirror_buffer(optarg, options);
 			break;
 		case 'c':
 			s->control = optarg;
