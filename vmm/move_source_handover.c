@@ -105,7 +105,8 @@ static int pause_and_send(struct move *mv, struct error *err)
 	return rc ? rc : send_last(mv, err);
 }
 
-/* Until the rest of the memory is expected to fit, and every disk is flushed and compared at the destination. */
+/* Until the rest of the memory is expected to fit, and every disk is flushed and compared at the destination.
+ */
 static int converge(struct move *mv, struct error *err)
 {
 	bool limit_hit;
