@@ -553,11 +553,23 @@ static int command_hello(struct command_context *c, struct error *err)
 static const struct {
 	const char *name;
 	int (*run)(struct command_context *c, struct error *err);
-} commands[] = {{"hello", command_hello},     {"list", command_list},	  {"info", command_info},
-		{"create", command_create},   {"delete", command_delete}, {"start", command_start},
-		{"stop", command_stop},	      {"pause", command_pause},	  {"resume", command_resume},
-		{"console", command_console}, {"move", command_move},	  {"cancel", command_cancel},
-		{"tune", command_tune},	      {"watch", command_watch},	  {"resolve", command_resolve}};
+} commands[] = {{"hello", command_hello},
+		{"list", command_list},
+		{"info", command_info},
+		{"create", command_create},
+		{"delete", command_delete},
+		{"start", command_start},
+		{"stop", command_stop},
+		{"pause", command_pause},
+		{"resume", command_resume},
+		{"console", command_console},
+		{"move", command_move},
+		{"cancel", command_cancel},
+		{"tune", command_tune},
+		{"watch", command_watch},
+		{"resolve", command_resolve},
+		{"partial-list", command_partial_list},
+		{"partial-delete", command_partial_delete}};
 
 void commands_serve(struct daemon *d, struct jsonl *client)
 {

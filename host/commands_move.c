@@ -55,7 +55,10 @@ static json_t *stored_end(const struct follow *f)
 	json_t *o = NULL;
 	if (registry_result_load(f->c->daemon->cfg, f->vm.rec.uuid, &o, NULL) < 0)
 		return NULL;
-	if ((uint64_t)json_integer_value(json_object_get(o, "epoch")) == f->epoch)
+	/* Each new attempt of a move that was retried has a higher epoch. */
+	json_t *first = json_object_get(o, "first_epoch");
+	if ((uint64_t)json_integer_value(json_object_get(o, "epoch")) >= f->epoch &&
+	    (!first || (uint64_t)json_integer_value(first) <= f->epoch))
 		return o;
 	json_decref(o);
 	return NULL;

@@ -172,6 +172,10 @@ static int on_limits(struct loader *l, const struct ini_entry *e, struct error *
 		return ini_get_uint(e, 1, 60000, &c->mirror_grace_ms, err);
 	if (!strcmp(e->key, "drain-timeout-ms"))
 		return ini_get_uint(e, 100, 600000, &c->drain_timeout_ms, err);
+	if (!strcmp(e->key, "retry-for"))
+		return ini_get_duration(e, HOST_RETRY_FOR_MAX_S, &c->retry_for_s, err);
+	if (!strcmp(e->key, "keep-partial"))
+		return ini_get_duration(e, HOST_KEEP_PARTIAL_MAX_S, &c->keep_partial_s, err);
 	if (!strcmp(e->key, "allow-no-tls"))
 		return ini_get_bool(e, &c->allow_no_tls, err);
 	return -ENOKEY;
@@ -306,6 +310,8 @@ int host_config_parse(const char *text, size_t len, const char *path, struct hos
 	c->max_incoming = 8;
 	c->drain_timeout_ms = 5000;
 	c->mirror_grace_ms = 50;
+	c->retry_for_s = HOST_RETRY_FOR_S;
+	c->keep_partial_s = HOST_KEEP_PARTIAL_S;
 	snprintf(c->path, sizeof c->path, "%s", path);
 	snprintf(l.folder, sizeof l.folder, "%s", path);
 	char *slash = strrchr(l.folder, '/');

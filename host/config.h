@@ -12,6 +12,10 @@
 #define HOST_NAME_MAX_CHARS 63
 #define HOST_PEERS_MAX	    256
 #define HOST_BACKINGS_MAX   64
+#define HOST_RETRY_FOR_S	300
+#define HOST_RETRY_FOR_MAX_S	(7u * 86400)
+#define HOST_KEEP_PARTIAL_S	86400
+#define HOST_KEEP_PARTIAL_MAX_S (365u * 86400)
 
 /* A file that arriving VMs may have as their backing file, if its content is what they had. */
 struct host_backing {
@@ -32,7 +36,9 @@ struct host_peer {
  * (bridges that an arriving VM may use; absent: any bridge that exists) [backing NAME] path, format (raw | qcow2) [devices] allow = /dev/vg0/vm-* (patterns of the block devices
  * that an arriving disk may be put on; absent: none) [limits] silence-ms (default 10000),
  * max-incoming (8), allow-no-tls = no, drain-timeout-ms (5000), mirror-grace-ms (50: how long a guest's write waits for the
- * destination before it is acknowledged from the local disk alone) [programs] snvmm (default: beside the daemon's
+ * destination before it is acknowledged from the local disk alone), retry-for (5m: how long a move that starts here
+ * tries again after its link was lost; 0 = not), keep-partial (24h: how long the disks of an arrival that failed are
+ * kept here at the most; 0 = not) [programs] snvmm (default: beside the daemon's
  * own executable), cgroup (default: a "snmigrate-NAME" group under the daemon's own) Unknown sections and
  * keys are errors that name file and line.
  */
@@ -53,6 +59,7 @@ struct host_config {
 	unsigned max_incoming;
 	unsigned drain_timeout_ms;
 	unsigned mirror_grace_ms;
+	unsigned retry_for_s, keep_partial_s;
 	bool allow_no_tls;
 	char snvmm[4096];
 	char cgroup[4096];
@@ -61,7 +68,8 @@ struct host_config {
 /* Errors name file and line. -ENOENT when the file is missing. */
 int host_config_load(const char *path, struct host_config **out, struct error *err);
 /* Pure, from text (the fuzzer links it); `path` stands for the file in errors and must be absolute. */
-int host_config_parse(const char *text, size_t len, const char *path, struct host_config **out, struct error *err);
+int host_config_parse(const char *text, size_t len, const char *path, struct host_config **out,
+		      struct error *err);
 void host_config_free(struct host_config *cfg);
 const struct host_peer *host_config_peer(const struct host_config *cfg, const char *name);
 /* Whether [devices] allow covers it: an absolute path without "." and "..", "*" not standing for "/". */

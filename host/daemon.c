@@ -23,6 +23,7 @@
 #include "base/cond.h"
 #include "base/log.h"
 #include "host/fsutil.h"
+#include "host/partial.h"
 #include "host/spawn.h"
 #include "net/conn.h"
 #include "net/preamble.h"
@@ -30,6 +31,7 @@
 #define LISTEN_BACKLOG	   64
 #define GARBAGE_REMEMBERED 64
 #define GARBAGE_LOG_MS	   60000
+#define PARTIAL_SWEEP_MS   2000
 
 /* ---- the one port
  * ------------------------------------------------------------------------------------------ */
@@ -248,6 +250,17 @@ static void keep_arrivals(struct daemon *d)
 		closedir(dir);
 }
 
+/* Removing a large image takes a while: not in the thread that accepts. */
+static void *sweep_partials(void *arg)
+{
+	struct daemon *d = arg;
+	for (;;) {
+		partial_sweep(d->cfg);
+		clock_sleep_ms(PARTIAL_SWEEP_MS);
+	}
+	return NULL;
+}
+
 static int serve(struct daemon *d, int tcp, int control, int signals)
 {
 	struct pollfd p[] = {{.fd = signals, .events = POLLIN},
@@ -300,6 +313,11 @@ int daemon_run(const struct host_config *cfg, struct error *err)
 	if (rc < 0)
 		return rc;
 	keep_arrivals(d);
+	pthread_t sweeper;
+	rc = pthread_create(&sweeper, NULL, sweep_partials, d);
+	if (rc)
+		return error_errno(err, rc, "thread");
+	pthread_detach(sweeper);
 	log_info("host %s serves %s and %s, state in %s", cfg->name, cfg->listen, cfg->control,
 		 cfg->state_dir);
 	rc = serve(d, tcp, control, signals);

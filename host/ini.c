@@ -249,3 +249,33 @@ int ini_get_size(const struct ini_entry *entry, uint64_t *out, struct error *err
 				 entry->value);
 	return 0;
 }
+
+int duration_parse(const char *text, unsigned max_s, unsigned *out_s)
+{
+	static const struct {
+		char letter;
+		unsigned seconds;
+	} units[] = {{'\0', 1}, {'s', 1}, {'m', 60}, {'h', 3600}, {'d', 86400}};
+	if (*text < '0' || *text > '9')
+		return -EINVAL;
+	char *end;
+	errno = 0;
+	unsigned long v = strtoul(text, &end, 10);
+	if (errno || (*end && end[1]))
+		return -EINVAL;
+	for (size_t i = 0; i < ARRAY_SIZE(units); i++)
+		if (*end == units[i].letter && v <= max_s / units[i].seconds) {
+			*out_s = (unsigned)v * units[i].seconds;
+			return 0;
+		}
+	return -EINVAL;
+}
+
+int ini_get_duration(const struct ini_entry *entry, unsigned max_s, unsigned *out_s, struct error *err)
+{
+	if (duration_parse(entry->value, max_s, out_s) < 0)
+		return error_set(err, EINVAL,
+				 "%s: '%.64s' is not a time from 0 to %u s (such as 30s, 5m or 2h)",
+				 entry->key, entry->value, max_s);
+	return 0;
+}

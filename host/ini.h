@@ -46,5 +46,9 @@ int ini_get_bool(const struct ini_entry *entry, bool *out, struct error *err);
 int ini_get_size(const struct ini_entry *entry, uint64_t *out, struct error *err);
 /* The same from a string. 0 or -EINVAL. */
 int size_parse(const char *text, uint64_t *out);
+/* A time: a number with s, m, h or d behind it (s may be left out). Seconds. */
+int ini_get_duration(const struct ini_entry *entry, unsigned max_s, unsigned *out_s, struct error *err);
+/* The same from a string. 0 or -EINVAL, also above max_s. */
+int duration_parse(const char *text, unsigned max_s, unsigned *out_s);
 
 #endif

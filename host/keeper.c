@@ -18,6 +18,7 @@
 #include "host/ask.h"
 #include "host/daemon.h"
 #include "host/exit.h"
+#include "host/partial.h"
 #include "host/spawn.h"
 
 #define ASK_TIMEOUT_MS	  5000
@@ -128,7 +129,8 @@ int keeper_empty_group(struct keeper *k, struct error *err)
 	int rc = spawn_group_is_empty(k->uuid, err);
 	if (rc < 0)
 		return rc;
-	/* A qemu-nbd whose client died ends by itself, its image in order; killed, it may leave the image corrupt. */
+	/* A qemu-nbd whose client died ends by itself, its image in order; killed, it may leave the image
+	 * corrupt. */
 	if (rc == 0 && spawn_group_wait_empty(k->uuid, DAEMON_ORDERLY_END_MS, NULL) == 0)
 		return 0;
 	if (rc == 0) {
@@ -352,7 +354,7 @@ static int clean(struct keeper *k, struct record *r, struct vm_record *rec, stru
 	if (rec->state == HANDOVER_MOVED) {
 		rc = clean_moved(k, rec, err);
 	} else if (!strncmp(rec->folder, "incoming/", 9)) {
-		rc = registry_remove_incoming(cfg, rec->folder, err);
+		rc = partial_end_arrival(cfg, rec->folder, NULL, err);
 	} else {
 		/* given up by a person: kept aside, never deleted */
 		rc = registry_keep(cfg, rec->folder, rec->name, rec->epoch, kept, err);

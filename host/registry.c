@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "host/fsutil.h"
 #include "host/ini.h"
+#include "host/partial.h"
 
 #define FILES_JSON	     "files.json"
 #define FILES_JSON_MAX_BYTES (1u << 20)
@@ -47,8 +48,8 @@ int registry_vm_dir(const struct host_config *cfg, const char *name, char out[RE
 
 int registry_prepare(const struct host_config *cfg, struct error *err)
 {
-	static const char *const folders[] = {"vms",  "incoming", "records", "moves",
-					      "kept", "logs",	  "creating"};
+	static const char *const folders[] = {"vms",  "incoming", "records",  "moves",
+					      "kept", "logs",	  "creating", "partial"};
 	char path[REGISTRY_PATH_BYTES];
 	int rc = registry_path(cfg, "creating", path, err);
 	if (!rc)
@@ -175,6 +176,13 @@ int registry_publish(const struct host_config *cfg, const char *from_rel, const 
 		return exists_below(cfg, rel, "vm.ini") ? 0 : error_errno(err, ENOENT, "%s", from_rel);
 	if (exists_below(cfg, rel, "vm.ini"))
 		return error_set(err, EEXIST, "a VM named %s is already on this host", name);
+	/* It is a VM from now on, no longer something that could be kept for another attempt. */
+	char from[REGISTRY_PATH_BYTES];
+	int done = registry_path(cfg, from_rel, from, err);
+	if (!done)
+		done = partial_unnote(from, err);
+	if (done < 0)
+		return done;
 	if (exists_below(cfg, rel, "")) {
 		snprintf(aside, sizeof aside, "kept/%s-left-behind-%lld", name, (long long)time(NULL));
 		int rc = rename_durably(cfg, rel, aside, err);

@@ -18,8 +18,8 @@
 #define REGISTRY_PATH_BYTES   4608
 #define REGISTRY_FOLDER_BYTES 256 /* as vm_record.folder */
 
-/* Makes vms, incoming, records, moves, kept, logs and creating; empties creating (an interrupted `snvm
- * create`). */
+/* Makes vms, incoming, partial, records, moves, kept, logs and creating; empties creating (an interrupted
+ * `snvm create`). */
 int registry_prepare(const struct host_config *cfg, struct error *err);
 int registry_path(const struct host_config *cfg, const char *rel, char out[REGISTRY_PATH_BYTES],
 		  struct error *err);

@@ -17,12 +17,13 @@
 #define ID_MAX_CHARS	     20 /* what a virtio disk can show as its serial number */
 
 /* What stands in a VM's folder beside its disks (docs/design.md, "State directory"). */
-static const char *const own_names[] = {"vm.ini", "files.json", "snvmm.sock", "console.sock", "run"};
+static const char *const own_names[] = {"vm.ini",     "files.json",   "partial.json",
+					"snvmm.sock", "console.sock", "run"};
 static const char *const subcommands[] = {
-	"move",	   "cancel",   "resolve",  "watch",   "pki",	 "help",    "version",	"check",
-	"plan",	   "evacuate", "rehearse", "status",  "list",	 "history", "pair",	"hosts",
-	"config",  "create",   "start",	   "stop",    "pause",	 "resume",  "info",	"delete",
-	"console", "import",   "drain",	   "balance", "compare", "set",	    "bandwidth"};
+	"move",	    "cancel",	"resolve", "watch",	"pki",	   "help",   "version", "check",  "plan",
+	"evacuate", "rehearse", "status",  "list",	"history", "pair",   "hosts",	"config", "create",
+	"start",    "stop",	"pause",   "resume",	"info",	   "delete", "console", "import", "drain",
+	"balance",  "compare",	"set",	   "bandwidth", "tune",	   "partial"};
 
 bool name_chars_valid(const char *name)
 {

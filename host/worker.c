@@ -22,7 +22,8 @@
 
 /* The daemon's side of a snvmm --incoming (docs/design.md, "The control connection is a process"). */
 
-#define ADMISSION_SETTLE_MS 5000
+/* An attempt that a newer one supersedes has to close its disks first. */
+#define ADMISSION_SETTLE_MS 20000
 /* What the host itself needs beyond the memory of its VMs. */
 #define MEMORY_RESERVE_BYTES (UINT64_C(64) << 20)
 
@@ -96,13 +97,13 @@ static uint64_t available_memory(void)
 }
 
 /* Those on their way have not touched their memory yet, so MemAvailable does not show them. */
-static int check_room(struct daemon *d, uint64_t memory_bytes, struct error *err)
+static int check_room(struct daemon *d, const char *uuid, uint64_t memory_bytes, struct error *err)
 {
 	uint64_t promised = 0, available = available_memory();
 	unsigned arriving = 0;
 	SCOPE_LOCK(&d->lock);
 	for (struct worker *w = d->workers; w; w = w->next)
-		if (w->admitted && !w->arrived) {
+		if (w->admitted && !w->arrived && strcmp(w->uuid, uuid)) {
 			promised += w->memory_bytes;
 			arriving++;
 		}
@@ -164,13 +165,14 @@ static int admit(struct worker *w, json_t *request, struct error *err)
 	if (!host_config_peer(d->cfg, peer))
 		return error_set(err, EPERM, "host %.63s is not a peer of %s", peer, d->cfg->name);
 	int rc = check_name(d, name, uuid, err);
-	if (!rc)
-		rc = check_room(d, (uint64_t)memory, err);
 	struct keeper *k = rc ? NULL : keeper_get(d, uuid, err);
 	if (!rc && !k)
 		rc = err->code;
 	if (!rc)
 		rc = check_record(d, k, uuid, (uint64_t)epoch, err);
+	/* after an earlier attempt has given its memory back */
+	if (!rc)
+		rc = check_room(d, uuid, (uint64_t)memory, err);
 	if (rc < 0)
 		return rc;
 	pthread_mutex_lock(&k->op);

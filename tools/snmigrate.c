@@ -15,8 +15,10 @@
 static const struct {
 	const char *name;
 	int (*run)(struct snmigrate *s, int argc, char **argv);
-} subcommands[] = {{"move", snmigrate_move},	 {"watch", snmigrate_watch},	 {"tune", snmigrate_tune},
-		   {"cancel", snmigrate_cancel}, {"resolve", snmigrate_resolve}, {"pki", snmigrate_pki}};
+} subcommands[] = {{"move", snmigrate_move},	   {"watch", snmigrate_watch},
+		   {"tune", snmigrate_tune},	   {"cancel", snmigrate_cancel},
+		   {"resolve", snmigrate_resolve}, {"partial", snmigrate_partial},
+		   {"pki", snmigrate_pki}};
 
 static void usage(FILE *out)
 {
@@ -30,6 +32,10 @@ static void usage(FILE *out)
 	      "wait for HOST\n"
 	      "         --mirror-buffer SIZE  of --mirror buffered: how much of them may be on the way "
 	      "(64M)\n"
+	      "         --retry-for TIME    after a lost link try again for so long, such as 30s or 2h; 0: "
+	      "not (5m)\n"
+	      "         --keep-partial TIME how long the destination keeps the disks of a move that failed "
+	      "(24h)\n"
 	      "         --keep-source       keep the source's files, under a name that nothing can start\n"
 	      "         --suspend           leave the guest paused at the destination\n"
 	      "         --no-tls            memory and disks unencrypted; both hosts must allow it\n"
@@ -41,6 +47,9 @@ static void usage(FILE *out)
 	      "       snmigrate cancel VM                    end it; the VM stays where it is\n"
 	      "       snmigrate resolve VM [--run-here [--yes-the-other-host-is-off] | --give-up]\n"
 	      "                                              settle a VM that is in doubt\n"
+	      "       snmigrate partial list [--json]        what this host keeps of moves to it that "
+	      "failed\n"
+	      "       snmigrate partial delete VM            deletes it\n"
 	      "       snmigrate pki init DIR [--days N]      make a certificate authority\n"
 	      "       snmigrate pki issue DIR NAME ADDRESS... [--days N]\n"
 	      "                                              make the certificate of a host\n"
@@ -79,6 +88,8 @@ static bool takes_argument(const char *option)
 		"--receipt",
 		"--mirror",
 		"--mirror-buffer",
+		"--retry-for",
+		"--keep-partial",
 	};
 	/* clang-format on */
 	for (size_t i = 0; i < sizeof options / sizeof *options; i++)

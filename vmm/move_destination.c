@@ -100,8 +100,11 @@ static int phase_storage(struct arrival *a, struct error *err)
 		if (fsync(f->fd))
 			return error_errno(err, errno, "file %s", f->name);
 	}
+	int rc = arrival_note_partial(a, err);
+	if (rc)
+		return rc;
 	arrival_hash_open(a);
-	int rc = pthread_create(&a->prefaulter, NULL, prefault_thread, a);
+	rc = pthread_create(&a->prefaulter, NULL, prefault_thread, a);
 	a->prefaulter_started = !rc;
 	return 0;
 }
@@ -321,7 +324,7 @@ static void give_up(struct arrival *a, const struct error *why)
 	control_stop(vm);
 	struct record *record = steal_ptr(vm->record);
 	vm_release(vm);
-	if (a->rel[0] && registry_remove_incoming(vm->cfg, a->rel, &e))
+	if (a->rel[0] && partial_end_arrival(vm->cfg, a->rel, NULL, &e))
 		log_error("%s: %s", a->rel, e.message);
 	struct vm_record rec;
 	if (record && !record_load(record, &rec, &e) && rec.state == HANDOVER_ABANDONED) {
@@ -368,13 +371,16 @@ static int refuse(struct arrival *a, struct error *err)
 
 static int hello_ok(struct arrival *a, struct error *err)
 {
-	json_t *disks = json_array(), *memory = json_array();
-	for (unsigned i = 0; i < a->vm->def.ndisks; i++)
+	json_t *disks = json_array(), *memory = json_array(), *resumed = json_array();
+	for (unsigned i = 0; i < a->vm->def.ndisks; i++) {
 		json_array_append_new(disks, json_string(a->disk_token[i]));
+		json_array_append_new(resumed, json_boolean(a->resumed[i]));
+	}
 	for (unsigned i = 0; i < a->nstreams; i++)
 		json_array_append_new(memory, json_string(a->memory_token[i]));
-	json_t *o = json_pack("{s:i, s:s, s:s, s:o, s:o}", "version", (int)a->version, "program", SNM_VERSION,
-			      "host", a->vm->cfg->name, "disk_tokens", disks, "memory_tokens", memory);
+	json_t *o = json_pack("{s:i, s:s, s:s, s:o, s:o, s:o}", "version", (int)a->version, "program",
+			      SNM_VERSION, "host", a->vm->cfg->name, "disk_tokens", disks, "memory_tokens",
+			      memory, "resumed", resumed);
 	int rc = move_link_send(a->link, FRAME_HELLO_OK, o, err);
 	json_decref(o);
 	return rc;

@@ -10,6 +10,7 @@
 
 #include "host/handover.h"
 #include "host/jsonl.h"
+#include "host/partial.h"
 #include "host/registry.h"
 #include "memxfer/memxfer.h"
 #include "nbd/nbd.h"
@@ -55,10 +56,12 @@ struct arrival {
 	uint64_t *regions;
 	uint64_t nregions;
 	json_t *cpu;
+	uint64_t keep_s; /* its disks, should it fail */
 
 	/* made here */
 	char rel[REGISTRY_FOLDER_BYTES]; /* incoming/UUID-EPOCH; "" until the folder exists */
 	bool admitted;
+	bool resumed[VM_DISKS_MAX]; /* the image is one that was kept of an earlier attempt */
 	char disk_token[VM_DISKS_MAX][TOKEN_HEX_CHARS + 1];
 	char memory_token[MEM_STREAMS_MAX][TOKEN_HEX_CHARS + 1];
 	pthread_t router, prefaulter, confirmer, rereader;
@@ -88,6 +91,19 @@ struct arrival {
  * sentence. */
 int arrival_read_hello(struct arrival *a, json_t *hello, struct error *err);
 int arrival_build(struct arrival *a, json_t *hello, struct error *err);
+
+/* move_destination_partial.c */
+/* Ends an earlier attempt of the same source that this host has not given up yet. */
+void arrival_supersede(struct arrival *a, json_t *hello);
+/* What is there already of the disks, in bytes, and would be taken up. */
+uint64_t arrival_partial_bytes(struct arrival *a);
+/* Makes the folder `rel` of what is kept of an earlier attempt: 0, or -ENOENT when there is nothing fit; sets
+ * a->resumed for the disks whose image stayed. */
+int arrival_take_partial(struct arrival *a, const char *rel, struct error *err);
+/* A resumed disk whose image turns out not to be whole is made anew. */
+void arrival_check_resumed(struct arrival *a);
+/* Notes in the folder what may be kept of it. */
+int arrival_note_partial(struct arrival *a, struct error *err);
 
 /* move_destination_channels.c */
 int arrival_tokens(struct arrival *a, struct error *err); /* makes and registers them, starts the router */

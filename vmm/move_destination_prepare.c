@@ -205,6 +205,11 @@ int arrival_read_hello(struct arrival *a, json_t *hello, struct error *err)
 	if (!rc && !streams)
 		rc = error_set(err, EPROTO, "hello: no memory stream");
 	a->nstreams = (unsigned)streams;
+	a->keep_s = vm->cfg->keep_partial_s;
+	if (json_object_get(hello, "keep_partial_s") && !rc)
+		rc = need_u64(hello, "keep_partial_s", HOST_KEEP_PARTIAL_MAX_S, &a->keep_s, err);
+	if (a->keep_s > vm->cfg->keep_partial_s)
+		a->keep_s = vm->cfg->keep_partial_s;
 	a->suspend = json_is_true(json_object_get(hello, "suspend"));
 	a->no_tls = json_is_true(json_object_get(hello, "no_tls"));
 	if (!rc && a->no_tls && !vm->cfg->allow_no_tls)
@@ -236,7 +241,7 @@ static uint64_t memory_available(void)
 	return UINT64_MAX;
 }
 
-static int check_resources(struct arrival *a, struct error *err)
+static int check_memory(struct arrival *a, struct error *err)
 {
 	struct vm *vm = a->vm;
 	uint64_t memory = memory_available(), need = vm->def.memory_bytes + MEMORY_RESERVE_BYTES;
@@ -244,10 +249,14 @@ static int check_resources(struct arrival *a, struct error *err)
 		return error_set(err, ENOMEM,
 				 "not enough memory: %s needs %" PRIu64 " MiB, %" PRIu64 " MiB are available",
 				 vm->def.name, need >> 20, memory >> 20);
+	return 0;
+}
+
+static int check_space(struct arrival *a, struct error *err)
+{
+	struct vm *vm = a->vm;
 	struct statvfs fs;
-	if (statvfs(vm->cfg->state_dir, &fs))
-		return error_errno(err, errno, "%s", vm->cfg->state_dir);
-	uint64_t have = (uint64_t)fs.f_bavail * fs.f_frsize, space = SPACE_RESERVE_BYTES;
+	uint64_t space = SPACE_RESERVE_BYTES, there = arrival_partial_bytes(a);
 	for (unsigned i = 0; i < vm->def.ndisks; i++)
 		space += a->shape[i].allocated_bytes <
 					 a->shape[i].virtual_bytes + (a->shape[i].virtual_bytes >> 3)
@@ -255,11 +264,22 @@ static int check_resources(struct arrival *a, struct error *err)
 				 : a->shape[i].virtual_bytes;
 	for (unsigned i = 0; i < a->nfiles; i++)
 		space += a->files[i].size;
+	space -= there < space - SPACE_RESERVE_BYTES ? there : space - SPACE_RESERVE_BYTES;
+	partial_make_room(vm->cfg, vm->def.uuid, space);
+	if (statvfs(vm->cfg->state_dir, &fs))
+		return error_errno(err, errno, "%s", vm->cfg->state_dir);
+	uint64_t have = (uint64_t)fs.f_bavail * fs.f_frsize;
 	if (have < space)
 		return error_set(err, ENOSPC,
 				 "not enough disk space in %s: %s needs %" PRIu64 " MiB, %" PRIu64
 				 " MiB are free",
 				 vm->cfg->state_dir, vm->def.name, space >> 20, have >> 20);
+	return 0;
+}
+
+static int check_machine(struct arrival *a, struct error *err)
+{
+	struct vm *vm = a->vm;
 	for (unsigned i = 0; i < vm->def.nnets; i++) {
 		int rc = tap_bridge_check(vm->def.nets[i].bridge, err);
 		if (rc)
@@ -355,7 +375,10 @@ static int make_folder(struct arrival *a, struct error *err)
 	int rc = registry_path(vm->cfg, rel, path, err);
 	if (rc)
 		return rc;
-	if (mkdir(path, 0700))
+	rc = arrival_take_partial(a, rel, err);
+	if (rc && rc != -ENOENT)
+		return rc;
+	if (rc && mkdir(path, 0700))
 		return error_errno(err, errno, "%s", path);
 	snprintf(a->rel, sizeof a->rel, "%s", rel);
 	snprintf(vm->dir, sizeof vm->dir, "%s", path);
@@ -366,12 +389,26 @@ static int make_folder(struct arrival *a, struct error *err)
 	return control_start(vm, err);
 }
 
+static bool any_resumed(const struct arrival *a)
+{
+	for (unsigned i = 0; i < a->vm->def.ndisks; i++)
+		if (a->resumed[i])
+			return true;
+	return false;
+}
+
 int arrival_build(struct arrival *a, json_t *hello, struct error *err)
 {
 	struct vm *vm = a->vm;
-	int rc = check_resources(a, err);
+	int rc = check_machine(a, err);
+	arrival_supersede(a, hello);
 	if (!rc)
 		rc = ask_admission(a, err);
+	/* With an earlier attempt gone, its memory is free and its disks are counted. */
+	if (!rc)
+		rc = check_memory(a, err);
+	if (!rc)
+		rc = check_space(a, err);
 	if (!rc)
 		rc = take_record(a, hello, err);
 	if (!rc)
@@ -383,13 +420,18 @@ int arrival_build(struct arrival *a, json_t *hello, struct error *err)
 		rc = f->fd < 0 ? error_errno(err, errno, "%s/%s", vm->dir, f->name)
 			       : registry_files_add(vm->dirfd, f->name, err);
 	}
+	arrival_check_resumed(a);
 	for (unsigned i = 0; !rc && i < vm->def.ndisks; i++) {
-		rc = block_image_create(vm->dirfd, vm->def.disks[i].path, &a->shape[i], err);
+		if (!a->resumed[i])
+			rc = block_image_create(vm->dirfd, vm->def.disks[i].path, &a->shape[i], err);
 		if (!rc)
 			rc = registry_files_add(vm->dirfd, vm->def.disks[i].path, err);
 		if (rc)
 			error_prefix(err, "disk %s", vm->def.disks[i].id);
 	}
+	/* The note of an earlier attempt speaks of other images. */
+	if (!rc && any_resumed(a))
+		rc = arrival_note_partial(a, err);
 	/* A read-only disk of the guest is still written by the copy. */
 	bool read_only[VM_DISKS_MAX];
 	for (unsigned i = 0; i < vm->def.ndisks; i++) {

@@ -68,6 +68,19 @@ static const char *bytes(double n, char *buf, size_t size)
 	return buf;
 }
 
+/* "4m50s" */
+static const char *minutes(double ms, char *buf, size_t size)
+{
+	unsigned long s = ms > 0 ? (unsigned long)((ms + 999) / 1000) : 0;
+	if (s >= 3600)
+		snprintf(buf, size, "%luh%02lum", s / 3600, s / 60 % 60);
+	else if (s >= 60)
+		snprintf(buf, size, "%lum%02lus", s / 60, s % 60);
+	else
+		snprintf(buf, size, "%lus", s);
+	return buf;
+}
+
 static void show_line(struct display *d, const json_t *event)
 {
 	char rate[32], dirty[32], left[48] = "";
@@ -109,6 +122,12 @@ void display_event(struct display *d, json_t *event)
 		return;
 	}
 	bool phase = !strcmp(text(event, "event"), "phase");
+	if (!strcmp(text(event, "event"), "retry")) {
+		char left[32];
+		display_note(d, "%s; the VM runs on here, retrying for another %s", text(event, "reason"),
+			     minutes(number(event, "left_ms"), left, sizeof left));
+		return;
+	}
 	if (!*d->host) /* of a watch */
 		snprintf(d->host, sizeof d->host, "%s", text(event, "peer"));
 	bool changed = *text(event, "phase") && strcmp(d->phase, text(event, "phase"));

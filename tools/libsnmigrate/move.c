@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "host/client.h"
+#include "host/config.h"
 #include "host/exit.h"
 #include "host/ini.h"
 #include "tools/libsnmigrate/receipt.h"
@@ -211,6 +212,16 @@ static int parse_mirror_buffer(const char *arg, json_t *options)
 	return 0;
 }
 
+static int parse_time(const char *option, const char *arg, unsigned max_s, const char *key, json_t *options)
+{
+	unsigned seconds;
+	if (duration_parse(arg, max_s, &seconds))
+		return snmigrate_usage_error("%s %s: not a time such as 30s, 5m or 2h, at most %ud", option,
+					     arg, max_s / 86400);
+	json_object_set_new(options, key, json_integer(seconds));
+	return 0;
+}
+
 int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 {
 	/* clang-format off */
@@ -225,6 +236,8 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 		{"receipt", required_argument, NULL, 'r'},
 		{"mirror", required_argument, NULL, 'm'},
 		{"mirror-buffer", required_argument, NULL, 'B'},
+		{"retry-for", required_argument, NULL, 'R'},
+		{"keep-partial", required_argument, NULL, 'P'},
 		{"control", required_argument, NULL, 'c'},
 		{0}};
 	/* clang-format on */
@@ -263,6 +276,14 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 			break;
 		case 'B':
 			status = parse_mirror_buffer(optarg, options);
+			break;
+		case 'R':
+			status = parse_time("--retry-for", optarg, HOST_RETRY_FOR_MAX_S, "retry_for_s",
+					    options);
+			break;
+		case 'P':
+			status = parse_time("--keep-partial", optarg, HOST_KEEP_PARTIAL_MAX_S,
+					    "keep_partial_s", options);
 			break;
 		case 'c':
 			s->control = optarg;

@@ -16,6 +16,7 @@ int snmigrate_watch(struct snmigrate *s, int argc, char **argv);
 int snmigrate_tune(struct snmigrate *s, int argc, char **argv);
 int snmigrate_cancel(struct snmigrate *s, int argc, char **argv);
 int snmigrate_resolve(struct snmigrate *s, int argc, char **argv);
+int snmigrate_partial(struct snmigrate *s, int argc, char **argv);
 int snmigrate_pki(struct snmigrate *s, int argc, char **argv);
 
 /* "snmigrate: message" and exit status 2. */
