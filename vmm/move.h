@@ -25,6 +25,8 @@
 /* Slower than this, a region of memory would take longer than silence may. */
 #define MOVE_BANDWIDTH_MIN (UINT64_C(1) << 20)
 
+#define MOVE_AS_CONFIGURED UINT32_MAX
+
 struct vm;
 
 struct move_options {
@@ -39,6 +41,8 @@ struct move_options {
 	uint64_t bandwidth_bytes_per_s; /* 0 = unlimited */
 	uint64_t mirror_buffer_bytes;	/* of all disks; 0 = default 64 MiB */
 	bool mirror_buffered;		/* a guest's writes do not wait for the destination */
+	unsigned retry_for_s; /* after a lost link; MOVE_AS_CONFIGURED: as this host's configuration says */
+	unsigned keep_partial_s; /* by the destination; MOVE_AS_CONFIGURED: as its configuration says */
 	bool keep_source;
 	bool suspend; /* the guest stays paused at the destination */
 	bool no_tls;  /* data channels only */

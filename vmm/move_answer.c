@@ -13,7 +13,8 @@
 /* How long an ASK may wait for an answer or a write that is under way; then the asker asks again. */
 #define ANSWER_WAIT_MS 3000
 
-static void self_now(struct vm *vm, struct handover_self *self, bool *started)
+/* attempt: the epoch of the move under way, or 0. */
+static void self_now(struct vm *vm, struct handover_self *self, bool *started, uint64_t *attempt)
 {
 	pthread_mutex_lock(&vm->lock);
 	struct move *mv = vm->move;
@@ -21,10 +22,13 @@ static void self_now(struct vm *vm, struct handover_self *self, bool *started)
 	*started = vm->state == VM_RUNNING || vm->state == VM_PAUSED;
 	pthread_mutex_unlock(&vm->lock);
 	*self = (struct handover_self){.live = true};
+	*attempt = 0;
 	if (mv) {
 		SCOPE_LOCK(&mv->lock);
 		if (mv->phase != MOVE_ENDED) {
-			self->attempt_open = true;
+			/* Between two attempts, and before the first is connected, none is open. */
+			*attempt = mv->opt.epoch;
+			self->attempt_open = mv->link || mv->commit;
 			self->commit = mv->commit;
 			self->channel_up =
 				mv->link && !mv->settle_started && !move_link_failed(mv->link, NULL);
@@ -61,6 +65,7 @@ json_t *move_answer(struct vm *vm, json_t *request, struct error *err)
 		struct handover_self self;
 		struct handover_report answer;
 		bool started;
+		uint64_t attempt;
 		struct error e = ERROR_INIT;
 		pthread_mutex_lock(&vm->lock);
 		struct move *mv = vm->move;
@@ -73,15 +78,18 @@ json_t *move_answer(struct vm *vm, json_t *request, struct error *err)
 			answer = (struct handover_report){.heard = true, .state = HANDOVER_NONE};
 			return ask_report_to_json(vm->def.uuid, &answer);
 		}
-		self_now(vm, &self, &started);
+		self_now(vm, &self, &started, &attempt);
 		if (vm_record(vm, &rec, err))
 			return NULL;
+		/* A new attempt that is not recorded yet: the one that the record speaks of is closed. */
+		if (attempt && rec.state == HANDOVER_OWNER && rec.epoch != attempt)
+			self.attempt_open = self.channel_up = false;
 		/* What another than the other side of this VM says about it does not count. */
 		bool counts = !strcmp(rec.peer, peer);
 		enum handover_action act = counts ? handover_decide(&rec, &self, &report) : HANDOVER_ACT_NONE;
 		switch (act) {
 		case HANDOVER_ACT_ABORT:
-			error_set(&e, ECONNABORTED, "the destination does not know this attempt any more");
+			error_set(&e, ECONNRESET, "the destination does not know this attempt any more");
 			if (mv)
 				source_interrupt(mv, &e);
 			break;
@@ -112,7 +120,7 @@ json_t *move_answer(struct vm *vm, json_t *request, struct error *err)
 			}
 			if (vm_record(vm, &rec, err))
 				return NULL;
-			self_now(vm, &self, &started);
+			self_now(vm, &self, &started, &attempt);
 			handover_describe(&rec, &self, started, &answer);
 			return ask_report_to_json(vm->def.uuid, &answer);
 		case HANDOVER_ACT_WAIT:
@@ -139,7 +147,8 @@ int move_destination_resolve(struct vm *vm, const char *how, struct error *err)
 	struct vm_record rec, to;
 	struct handover_self self;
 	bool started;
-	self_now(vm, &self, &started);
+	uint64_t attempt;
+	self_now(vm, &self, &started, &attempt);
 	int rc = vm_record(vm, &rec, err);
 	if (rc)
 		return rc;

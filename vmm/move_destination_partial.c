@@ -64,7 +64,8 @@ static bool fits(struct arrival *a, struct partial *p)
 {
 	struct vm *vm = a->vm;
 	unsigned n = 0;
-	if (strcmp(p->peer, a->peer) || partial_expired(p, (int64_t)time(NULL)))
+	/* A source that cannot compare takes what is there for zeroes. */
+	if (a->version < 2 || strcmp(p->peer, a->peer) || partial_expired(p, (int64_t)time(NULL)))
 		return false;
 	struct partial_disk disks[VM_DISKS_MAX];
 	for (unsigned i = 0; i < vm->def.ndisks; i++) {

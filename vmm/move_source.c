@@ -28,7 +28,9 @@ static void link_put(struct move *mv)
 void source_interrupt(struct move *mv, const struct error *why)
 {
 	pthread_mutex_lock(&mv->lock);
-	if (mv->commit || mv->interrupted || mv->phase == MOVE_ENDED) {
+	/* After a lost link the move may go on: whatever ends it for good counts more. */
+	bool more = !mv->interrupted || (source_link_lost(&mv->why) && !source_link_lost(why));
+	if (mv->commit || !more || mv->phase == MOVE_ENDED) {
 		pthread_mutex_unlock(&mv->lock);
 		return;
 	}
@@ -85,7 +87,7 @@ static int run_storage(struct move *mv, struct error *err)
 	source_set_phase(mv, MOVE_STORAGE, "storage");
 	int rc = source_phase_with_peer(mv, "storage", err);
 	for (unsigned i = 0; !rc && i < mv->vm->def.ndisks; i++)
-		rc = source_storage_open(mv, i, false, err);
+		rc = source_storage_open(mv, i, 0, err);
 	pthread_mutex_lock(&mv->lock);
 	mv->mirrors_on = true;
 	pthread_mutex_unlock(&mv->lock);
@@ -140,6 +142,39 @@ static int open_memory(struct move *mv, struct error *err)
 	return 0;
 }
 
+/* From hello to READY: 0. */
+static int run_attempt(struct move *mv, struct error *err)
+{
+	int rc = source_proof_create(mv, err);
+	if (!rc)
+		rc = source_hello(mv, err);
+	if (!rc)
+		rc = dial_memory(mv, err);
+	if (!rc)
+		rc = run_storage(mv, err);
+	if (!rc) {
+		source_set_phase(mv, MOVE_VERIFY, "verify");
+		rc = source_verify(mv, err);
+	}
+	if (!rc)
+		rc = open_memory(mv, err);
+	if (!rc) {
+		fault_point("in-precopy");
+		rc = source_check(mv, err);
+	}
+	return rc ? rc : source_handover(mv, err);
+}
+
+/* A peer's reason or a cancel beats the error that it caused in some stream. */
+static void find_reason(struct move *mv, int rc, struct error *err)
+{
+	struct error why = ERROR_INIT;
+	if (source_check(mv, &why) && why.code)
+		*err = why;
+	if (!err->code)
+		error_set(err, rc, "the move failed");
+}
+
 static void *source_thread(void *arg)
 {
 	struct move *mv = arg;
@@ -148,27 +183,21 @@ static void *source_thread(void *arg)
 	struct outcome out = {"moved", EXIT_MOVED};
 	source_set_phase(mv, MOVE_CONNECT, "connect");
 	source_ticker_start(mv);
-	int rc = source_proof_create(mv, &err);
-	if (!rc)
-		rc = source_hello(mv, &err);
-	if (!rc)
-		rc = dial_memory(mv, &err);
-	if (!rc)
-		rc = run_storage(mv, &err);
-	if (!rc) {
-		source_set_phase(mv, MOVE_VERIFY, "verify");
-		rc = source_verify(mv, &err);
+	int rc = 0;
+	for (;;) {
+		err = ERROR_INIT;
+		rc = run_attempt(mv, &err);
+		if (!rc)
+			break;
+		find_reason(mv, rc, &err);
+		if (!source_try_again(mv, &err))
+			break;
 	}
-	if (!rc)
-		rc = open_memory(mv, &err);
 	if (!rc) {
-		fault_point("in-precopy");
-		rc = source_check(mv, &err);
-	}
-	if (!rc)
-		rc = source_handover(mv, &err);
-	if (!rc)
 		rc = source_commit(mv, &err);
+		if (rc && rc != -EOWNERDEAD)
+			find_reason(mv, rc, &err);
+	}
 	if (!rc) {
 		rc = source_end_moved(mv, &err);
 		if (rc) {
@@ -190,12 +219,6 @@ static void *source_thread(void *arg)
 		source_close_channels(mv);
 		out = (struct outcome){"in-doubt", EXIT_IN_DOUBT};
 	} else {
-		/* A peer's reason or a cancel beats the error that it caused in some stream. */
-		struct error why = ERROR_INIT;
-		if (source_check(mv, &why) && why.code)
-			err = why;
-		if (!err.code)
-			error_set(&err, rc, "the move failed");
 		log_warn("move to %s ended: %s", mv->opt.peer, err.message);
 		out = source_end_failed(mv, &err);
 	}
@@ -235,6 +258,9 @@ int move_source_start(struct vm *vm, const struct move_options *opt, struct erro
 		return error_errno(err, ENOMEM, "move");
 	mv->vm = vm;
 	mv->opt = *opt;
+	mv->first_epoch = opt->epoch;
+	if (opt->retry_for_s == MOVE_AS_CONFIGURED)
+		mv->opt.retry_for_s = vm->cfg->retry_for_s;
 	mv->t_start_ms = clock_now_ms();
 	mv->events = move_events_create();
 	pthread_mutex_init(&mv->lock, NULL);
@@ -308,7 +334,7 @@ int move_source_cancel(struct vm *vm, struct error *err)
 		return error_set(err, EBUSY, "VM %s has been handed over already: too late to cancel",
 				 vm->def.name);
 	}
-	mv->cancelled = !mv->interrupted;
+	mv->cancelled |= !mv->interrupted || source_link_lost(&mv->why);
 	pthread_mutex_unlock(&mv->lock);
 	struct error why = ERROR_INIT;
 	error_set(&why, ECANCELED, "cancelled");

@@ -69,9 +69,16 @@ struct move {
 	uint64_t t_start_ms, t_storage_ms, t_memory_ms; /* when each phase began */
 	uint64_t pause_us, running_us;			/* clock_now_us at pause and at RUNNING */
 	uint64_t disk_bytes, wire_bytes;
+	uint64_t disk_counted[VM_DISKS_MAX]; /* of disk_bytes, in the mirror's present figures */
 	struct mem_stats mem;
 	double percent;	 /* what was shown last; never falls */
 	bool negotiated; /* HELLO_OK was received */
+	/* attempts after a lost link; the move's own thread */
+	uint64_t first_epoch, retry_until_ms, best_synced;
+	unsigned tries, retries_in_vain;
+	bool negotiated_now; /* HELLO_OK of this attempt */
+	bool handover_begun;
+	bool resumed[VM_DISKS_MAX]; /* the destination kept the disk of an earlier attempt */
 	bool paused_by_us, was_paused;
 	unsigned attempts;
 };
@@ -95,6 +102,13 @@ struct outcome {
 /* "bandwidth_bytes_per_s" of o, which must be an integer if it is there; *out stays as it is without it. */
 int source_parse_bandwidth(json_t *o, uint64_t *out, struct error *err);
 
+/* move_source_retry.c */
+/* Whether it is the link that failed, and not a host that said no. */
+bool source_link_lost(const struct error *why);
+/* After a failed attempt, with its reason: closes it and waits. False: the move is over, for the reason in
+ * err. */
+bool source_try_again(struct move *mv, struct error *err);
+
 /* move_source_hello.c: connects, proves, says hello, sends the files. */
 int source_hello(struct move *mv, struct error *err);
 
@@ -110,7 +124,8 @@ struct outcome source_end_failed(struct move *mv, const struct error *why);
 int source_end_moved(struct move *mv, struct error *err);
 
 /* move_source_storage.c */
-int source_storage_open(struct move *mv, unsigned disk, bool again, struct error *err);
+/* broken_ms: when the session before it broke, in this attempt (clock_now_ms); 0: the first one. */
+int source_storage_open(struct move *mv, unsigned disk, uint64_t broken_ms, struct error *err);
 int source_storage_sync(struct move *mv, struct error *err); /* until every chunk of every disk is synced */
 /* As sync, then every disk flushed at the destination; later guest flushes go to both. */
 int source_storage_flush(struct move *mv, struct error *err);

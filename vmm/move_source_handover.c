@@ -131,6 +131,7 @@ int source_handover(struct move *mv, struct error *err)
 		rc = converge(mv, err);
 		if (!rc && mv->attempts == 1)
 			rc = source_phase_with_peer(mv, "prepare", err);
+		mv->handover_begun |= !rc;
 		if (!rc)
 			rc = record_handing_over(mv, err);
 		if (rc)
@@ -213,9 +214,11 @@ void source_close_channels(struct move *mv)
 	for (unsigned i = 0; i < mv->vm->def.ndisks; i++) {
 		struct mirror_stats st;
 		mirror_stats(mv->vm->disks[i].mirror, &st);
-		mv->disk_bytes += st.data_bytes_copied + st.mirrored_bytes;
+		uint64_t sent = st.data_bytes_copied + st.mirrored_bytes - mv->disk_counted[i];
+		mv->disk_counted[i] += sent;
+		mv->disk_bytes += sent;
+		mv->wire_bytes += sent;
 	}
-	mv->wire_bytes += mv->disk_bytes;
 	source_storage_stop(mv);
 	pthread_mutex_lock(&mv->lock);
 	struct move_link *link = steal_ptr(mv->link);

@@ -86,7 +86,12 @@ int move_options_parse(json_t *request, struct move_options *opt, struct error *
 	long ncpu = sysconf(_SC_NPROCESSORS_ONLN);
 	opt->streams = ncpu < 1 ? 1 : ncpu > 4 ? 4 : (unsigned)ncpu;
 	opt->zstd_level = 1;
-	int rc = get_uint(o, "max_downtime_ms", 600000, &opt->max_downtime_ms, err);
+	opt->retry_for_s = opt->keep_partial_s = MOVE_AS_CONFIGURED;
+	int rc = get_uint(o, "retry_for_s", HOST_RETRY_FOR_MAX_S, &opt->retry_for_s, err);
+	if (!rc)
+		rc = get_uint(o, "keep_partial_s", HOST_KEEP_PARTIAL_MAX_S, &opt->keep_partial_s, err);
+	if (!rc)
+		rc = get_uint(o, "max_downtime_ms", 600000, &opt->max_downtime_ms, err);
 	if (!rc)
 		rc = get_uint(o, "streams", MEM_STREAMS_MAX, &opt->streams, err);
 	if (!rc)
@@ -223,6 +228,8 @@ static json_t *make_hello(struct move *mv, struct travel_file *files, unsigned n
 		error_errno(err, ENOMEM, "hello");
 		return NULL;
 	}
+	if (mv->opt.keep_partial_s != MOVE_AS_CONFIGURED)
+		json_object_set_new(hello, "keep_partial_s", json_integer(mv->opt.keep_partial_s));
 	/* What is left at the destination of an earlier attempt is settled by what this side says of itself.
 	 */
 	struct vm_record rec;
@@ -361,10 +368,12 @@ int source_hello(struct move *mv, struct error *err)
 	rc = take_tokens(reply.json, "disk_tokens", mv->disk_token, vm->def.ndisks, err);
 	if (!rc)
 		rc = take_tokens(reply.json, "memory_tokens", mv->memory_token, mv->opt.streams, err);
+	for (unsigned i = 0; i < vm->def.ndisks; i++)
+		mv->resumed[i] = json_is_true(json_array_get(json_object_get(reply.json, "resumed"), i));
 	frame_release(&reply);
 	if (rc)
 		return rc;
-	mv->negotiated = true;
+	mv->negotiated = mv->negotiated_now = true;
 	fault_point("before-storage");
 	rc = source_check(mv, err);
 	return rc ? rc : send_files(mv, files, nfiles, err);

@@ -245,7 +245,7 @@ void source_set_phase(struct move *mv, enum move_phase phase, const char *name)
 	pthread_mutex_lock(&mv->lock);
 	mv->phase = phase;
 	uint64_t now = clock_now_ms();
-	if (phase == MOVE_STORAGE)
+	if (phase == MOVE_STORAGE && !mv->t_storage_ms)
 		mv->t_storage_ms = now;
 	if (phase == MOVE_MEMORY && !mv->t_memory_ms)
 		mv->t_memory_ms = now;
@@ -278,6 +278,8 @@ void source_emit_end(struct move *mv, const char *result, int exit_status, const
 	if (!ev)
 		return;
 	json_object_set_new(ev, "uuid", json_string(mv->vm->def.uuid));
+	json_object_set_new(ev, "first_epoch", json_integer((json_int_t)mv->first_epoch));
+	json_object_set_new(ev, "attempts", json_integer((json_int_t)mv->tries + 1));
 	struct error err = ERROR_INIT;
 	if (registry_result_store(mv->vm->cfg, mv->vm->def.uuid, ev, &err))
 		log_warn("%s", err.message);

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -14,7 +17,6 @@
 /* A destination that fell silent and can be dialled again is busy, not dead: a guest's write waits twice as
  * long for it from then on, up to so many times what is configured. */
 #define GRACE_GROWTH_MAX 32
-#define DIAL_TRIES	 4
 /* What the disks of a move share: pieces of the copies under way, of 256 KiB each, which bounds the memory
  * that the passes take; and the buffers of the guest's writes. Each disk gets the same part and keeps it:
  * disks end at different times, but a part is enough for the link where the round trip is short, and where it
@@ -22,14 +24,24 @@
 #define COPY_PIECES	  64
 #define COPY_PIECES_LEAST 2
 #define COPY_PIECES_MOST  16
+/* After so long without an answer it was the link that was gone, not a busy host. */
+#define BUSY_MOST_MS 3000
+#define DIAL_TRIES   4
+/* A lost SYN goes out again after one second: that it is asked anew costs nothing, and a cancel is seen
+ * between. */
+#define CONNECT_MOST_MS 2500
+#define REDIAL_WAIT_MS	1000
 
 static int dial_once(struct move *mv, enum channel channel, const char *token, struct conn **out,
 		     struct error *err)
 {
 	unsigned timeout_ms = mv->vm->cfg->silence_ms;
-	int fd = net_connect(mv->opt.address, timeout_ms, err);
+	bool first = channel == CHANNEL_CONTROL && !mv->tries;
+	int fd = net_connect(mv->opt.address,
+			     first || timeout_ms < CONNECT_MOST_MS ? timeout_ms : CONNECT_MOST_MS, err);
 	if (fd < 0)
 		return fd;
+	(void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout_ms, sizeof timeout_ms);
 	struct preamble pre = {.channel = channel};
 	snprintf(pre.token, sizeof pre.token, "%s", token);
 	int rc = preamble_write(fd, &pre, timeout_ms, err);
@@ -51,12 +63,13 @@ static int dial_once(struct move *mv, enum channel channel, const char *token, s
 int source_dial(struct move *mv, enum channel channel, const char *token, struct conn **out,
 		struct error *err)
 {
-	for (unsigned tries = 1;; tries++) {
+	uint64_t until = clock_now_ms() + DIAL_TRIES * (uint64_t)mv->vm->cfg->silence_ms;
+	for (;;) {
 		struct error e = ERROR_INIT;
 		int rc = dial_once(mv, channel, token, out, &e);
 		if (!rc)
 			return 0;
-		if (rc != -ETIMEDOUT || channel == CHANNEL_CONTROL || tries == DIAL_TRIES) {
+		if (rc != -ETIMEDOUT || channel == CHANNEL_CONTROL || clock_now_ms() >= until) {
 			error_copy(err, &e);
 			return rc;
 		}
@@ -85,7 +98,7 @@ static void share_budget(const struct move *mv, struct mirror_options *opt)
 	opt->buffer_bytes = buffer < MIRROR_BUFFER_MIN_BYTES ? MIRROR_BUFFER_MIN_BYTES : buffer;
 }
 
-int source_storage_open(struct move *mv, unsigned i, bool again, struct error *err)
+int source_storage_open(struct move *mv, unsigned i, uint64_t broken_ms, struct error *err)
 {
 	struct vm_disk *d = &mv->vm->disks[i];
 	const char *id = mv->vm->def.disks[i].id;
@@ -114,13 +127,14 @@ int source_storage_open(struct move *mv, unsigned i, bool again, struct error *e
 	unsigned least = grace ? (unsigned)strtoul(grace, NULL, 10) : mv->vm->cfg->mirror_grace_ms;
 	if (!mv->grace_ms[i])
 		mv->grace_ms[i] = least;
-	else if (again && mv->grace_ms[i] < least * GRACE_GROWTH_MAX &&
-		 mv->grace_ms[i] < mv->vm->cfg->silence_ms / 4)
+	else if (broken_ms && clock_now_ms() - broken_ms < BUSY_MOST_MS &&
+		 mv->grace_ms[i] < least * GRACE_GROWTH_MAX && mv->grace_ms[i] < mv->vm->cfg->silence_ms / 4)
 		mv->grace_ms[i] *= 2;
 	struct mirror_options mopt = {
 		.remote = remote,
-		.remote_is_zero = true,
-		.keep_map = again,
+		.remote_is_zero = !mv->resumed[i],
+		.hold_pass = mv->resumed[i],
+		.keep_map = broken_ms,
 		.chunk_bytes = source_chunk_bytes(d->local->size_bytes),
 		.write_grace_ms = mv->grace_ms[i],
 		.buffered = mv->opt.mirror_buffered,
@@ -134,6 +148,54 @@ int source_storage_open(struct move *mv, unsigned i, bool again, struct error *e
 		block_close(remote);
 		return error_prefix(err, "disk %s", id);
 	}
+	if (!broken_ms)
+		mv->disk_counted[i] = 0; /* its figures began anew */
+	return 0;
+}
+
+/*
+ * A session that broke is dialled again for as long as the control channel lives: that one knows whether the
+ * link or the host is gone. Without --retry-for, a few times only.
+ */
+static int redial(struct move *mv, unsigned i, unsigned *tries, struct error *err)
+{
+	uint64_t began = clock_now_ms();
+	mirror_stop(mv->vm->disks[i].mirror);
+	for (unsigned wait = 50 * *tries;; wait += 50) {
+		struct error e = ERROR_INIT;
+		clock_sleep_ms(wait < REDIAL_WAIT_MS ? wait : REDIAL_WAIT_MS);
+		int rc = source_check(mv, err);
+		if (rc)
+			return rc;
+		rc = source_storage_open(mv, i, began, &e);
+		if (!rc)
+			return 0;
+		bool patient = mv->opt.retry_for_s && source_link_lost(&e) &&
+			       clock_now_ms() - began < mv->opt.retry_for_s * UINT64_C(1000);
+		if (patient)
+			continue;
+		if (*tries >= STORAGE_RETRIES) {
+			error_copy(err, &e);
+			return rc;
+		}
+		(*tries)++;
+	}
+}
+
+/* What the destination holds of an earlier attempt: chunks that agree need no copy. The pass goes on with the rest. */
+static int adopt(struct move *mv, unsigned i, struct error *err)
+{
+	struct mirror *m = mv->vm->disks[i].mirror;
+	struct mirror_verify_options opt;
+	struct mirror_verify_result res;
+	source_verify_options(mv, i, true, &opt);
+	int rc = mirror_verify(m, &opt, &res, err);
+	if (rc)
+		return rc;
+	mv->resumed[i] = false;
+	log_info("disk %s: %llu of %llu chunks are at %s already", mv->vm->def.disks[i].id,
+		 (unsigned long long)res.agreed, (unsigned long long)res.chunks, mv->opt.peer);
+	mirror_release_pass(m);
 	return 0;
 }
 
@@ -148,7 +210,9 @@ static int sync_disk(struct move *mv, unsigned i, struct error *err)
 		int rc = source_check(mv, err);
 		if (rc)
 			return rc;
-		rc = mirror_wait_synced(d->mirror, 200, &e);
+		rc = mv->resumed[i] ? adopt(mv, i, &e) : 0;
+		if (!rc)
+			rc = mirror_wait_synced(d->mirror, 200, &e);
 		if (!rc)
 			return 0;
 		struct mirror_stats st;
@@ -177,21 +241,9 @@ static int sync_disk(struct move *mv, unsigned i, struct error *err)
 					 e.code == -ETIMEDOUT ? " is too busy, or the link too slow" : "");
 		log_warn("disk %s: session broke (%s), dialling again (%u)", mv->vm->def.disks[i].id,
 			 e.message, tries);
-		mirror_stop(d->mirror);
-		/* Dialling again may fail too; the tries are the same. */
-		for (;; tries++) {
-			clock_sleep_ms(50 * tries);
-			rc = source_check(mv, err);
-			if (rc)
-				return rc;
-			rc = source_storage_open(mv, i, true, &e);
-			if (!rc)
-				break;
-			if (tries >= STORAGE_RETRIES) {
-				error_copy(err, &e);
-				return rc;
-			}
-		}
+		rc = redial(mv, i, &tries, err);
+		if (rc)
+			return rc;
 	}
 }
 

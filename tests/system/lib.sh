@@ -75,6 +75,7 @@ address = $(address "$o"):16516
 [limits]
 silence-ms = $SILENCE_MS
 mirror-grace-ms = ${GRACE_MS:-500}
+retry-for = ${RETRY_FOR:-0}
 ${LIMITS_EXTRA:-}
 [programs]
 snvmm = $BIN/snvmm
