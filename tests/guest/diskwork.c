@@ -64,7 +64,7 @@ static struct disk {
 } disks[DISKS_MAX];
 static unsigned ndisks;
 static bool read_only, discard_zeroes, discard_off;
-static uint64_t record_ticks, timeout_ticks;
+static uint64_t record_ticks, timeout_ticks, slow_ticks;
 static uint32_t align_least;
 
 struct disk_stats disk_stats;
@@ -128,6 +128,7 @@ void disk_init(void)
 	discard_zeroes = !option_is("discard", "any");
 	record_ticks = option_number("record", 20) * tsc_khz;
 	timeout_ticks = option_number("timeout", 30000) * tsc_khz;
+	slow_ticks = option_number("slow", 100) * tsc_khz;
 	align_least = option_number("align", 512) / VBLK_SECTOR_BYTES;
 	if (align_least < 1 || align_least > ALIGN_SECTORS)
 		align_least = 1;
@@ -297,9 +298,15 @@ static void complete(struct disk *d, struct request *r, uint8_t status, uint32_t
 {
 	uint32_t expected_bytes = 1 + (r->op == READ ? r->n * VBLK_SECTOR_BYTES : 0);
 	bool failed = status != 0;
+	uint64_t took = active_ticks - r->since;
 
 	r->busy = false;
 	d->in_flight--;
+	if (r->op != READ && r->op != FLUSH) {
+		disk_stats.slow_writes += took > slow_ticks;
+		if (took > disk_stats.max_write)
+			disk_stats.max_write = took;
+	}
 	if (r->op == READ && r->sector < SELFDESC_RECORD_SECTORS && d->records_read < SELFDESC_RECORD_SECTORS)
 		d->records_read = r->sector + r->n;
 	if ((failed || written != expected_bytes) && report_bad(BAD_REQUEST))

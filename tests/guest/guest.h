@@ -143,6 +143,7 @@ bool disk_finish_step(void); /* true when drained, read back in full and flushed
 void disk_report_done(void);
 struct disk_stats {
 	uint64_t sectors, writes, reads, flushes, zeroes, discards, rechecked;
+	uint64_t slow_writes, max_write; /* changes that took long; ticks of the longest one */
 };
 extern struct disk_stats disk_stats;
 unsigned disk_count(void);

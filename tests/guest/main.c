@@ -174,13 +174,14 @@ static void print_counters(const char *what)
 		   "scanned=%lu "
 		   "touched=%lu badpages=%lu sectors=%lu badsectors=%lu badreqs=%lu badcpu=%lu writes=%lu "
 		   "reads=%lu "
-		   "flushes=%lu zeroes=%lu discards=%lu inflight=%u dropped=%lu acked=%lu",
+		   "flushes=%lu zeroes=%lu discards=%lu slowwrites=%lu maxwrite_us=%lu inflight=%u "
+		   "dropped=%lu acked=%lu",
 		   what, heartbeat_seq++, to_us(last_tsc - start_tsc) / 1000, to_us(max_gap), to_us(last_gap),
 		   to_us(gap_since_heartbeat), gaps, mem_stats.rewritten, mem_stats.scanned,
 		   mem_stats.touched, bad_count[BAD_PAGE], disk_stats.sectors, bad_count[BAD_SECTOR],
 		   bad_count[BAD_REQUEST], bad_count[BAD_CPU], disk_stats.writes, disk_stats.reads,
-		   disk_stats.flushes, disk_stats.zeroes, disk_stats.discards, disk_in_flight(),
-		   con_dropped(), disk_acked(0));
+		   disk_stats.flushes, disk_stats.zeroes, disk_stats.discards, disk_stats.slow_writes,
+		   to_us(disk_stats.max_write), disk_in_flight(), con_dropped(), disk_acked(0));
 	for (unsigned i = 1; i < disk_count(); i++)
 		con_printf(" acked%u=%lu", i, disk_acked(i));
 	con_printf("\n");
