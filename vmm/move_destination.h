@@ -95,7 +95,7 @@ int arrival_build(struct arrival *a, json_t *hello, struct error *err);
 /* move_destination_partial.c */
 /* Ends an earlier attempt of the same source that this host has not given up yet. */
 void arrival_supersede(struct arrival *a, json_t *hello);
-/* What is there already of the disks, in bytes, and would be taken up. */
+/* What is there already of the disks, in bytes, and would be taken up. Removes what would not. */
 uint64_t arrival_partial_bytes(struct arrival *a);
 /* Makes the folder `rel` of what is kept of an earlier attempt: 0, or -ENOENT when there is nothing fit; sets
  * a->resumed for the disks whose image stayed. */

@@ -98,6 +98,10 @@ uint64_t arrival_partial_bytes(struct arrival *a)
 {
 	bool there;
 	CLEANUP_FREE struct partial *p = find(a, &there);
+	struct error err = ERROR_INIT;
+	/* What does not fit this arrival must not stand in its way. */
+	if (!p && there && partial_remove(a->vm->cfg, a->vm->def.uuid, &err))
+		log_warn("%s", err.message);
 	return p ? p->allocated_bytes : 0;
 }
 
@@ -107,11 +111,8 @@ int arrival_take_partial(struct arrival *a, const char *rel, struct error *err)
 	char path[REGISTRY_PATH_BYTES];
 	bool there;
 	CLEANUP_FREE struct partial *p = find(a, &there);
-	if (!p) {
-		if (there && partial_remove(cfg, a->vm->def.uuid, err))
-			log_warn("%s", err->message);
+	if (!p)
 		return -ENOENT;
-	}
 	int rc = registry_path(cfg, rel, path, err);
 	if (!rc)
 		rc = partial_take(cfg, a->vm->def.uuid, rel, err);

@@ -69,7 +69,10 @@ struct move {
 	uint64_t t_start_ms, t_storage_ms, t_memory_ms; /* when each phase began */
 	uint64_t pause_us, running_us;			/* clock_now_us at pause and at RUNNING */
 	uint64_t disk_bytes, wire_bytes;
-	uint64_t disk_counted[VM_DISKS_MAX]; /* of disk_bytes, in the mirror's present figures */
+	uint64_t mirrored_bytes; /* of disk_bytes: a guest's writes */
+	struct {
+		uint64_t copied, mirrored;
+	} counted[VM_DISKS_MAX]; /* of a mirror's present figures */
 	struct mem_stats mem;
 	double percent;	 /* what was shown last; never falls */
 	bool negotiated; /* HELLO_OK was received */

@@ -214,10 +214,13 @@ void source_close_channels(struct move *mv)
 	for (unsigned i = 0; i < mv->vm->def.ndisks; i++) {
 		struct mirror_stats st;
 		mirror_stats(mv->vm->disks[i].mirror, &st);
-		uint64_t sent = st.data_bytes_copied + st.mirrored_bytes - mv->disk_counted[i];
-		mv->disk_counted[i] += sent;
-		mv->disk_bytes += sent;
-		mv->wire_bytes += sent;
+		uint64_t copied = st.data_bytes_copied - mv->counted[i].copied;
+		uint64_t mirrored = st.mirrored_bytes - mv->counted[i].mirrored;
+		mv->counted[i].copied += copied;
+		mv->counted[i].mirrored += mirrored;
+		mv->mirrored_bytes += mirrored;
+		mv->disk_bytes += copied + mirrored;
+		mv->wire_bytes += copied + mirrored;
 	}
 	source_storage_stop(mv);
 	pthread_mutex_lock(&mv->lock);

@@ -279,6 +279,7 @@ void source_emit_end(struct move *mv, const char *result, int exit_status, const
 		return;
 	json_object_set_new(ev, "uuid", json_string(mv->vm->def.uuid));
 	json_object_set_new(ev, "first_epoch", json_integer((json_int_t)mv->first_epoch));
+	json_object_set_new(ev, "mirrored_bytes", json_integer((json_int_t)mv->mirrored_bytes));
 	json_object_set_new(ev, "attempts", json_integer((json_int_t)mv->tries + 1));
 	struct error err = ERROR_INIT;
 	if (registry_result_store(mv->vm->cfg, mv->vm->def.uuid, ev, &err))

@@ -149,7 +149,7 @@ int source_storage_open(struct move *mv, unsigned i, uint64_t broken_ms, struct 
 		return error_prefix(err, "disk %s", id);
 	}
 	if (!broken_ms)
-		mv->disk_counted[i] = 0; /* its figures began anew */
+		memset(&mv->counted[i], 0, sizeof mv->counted[i]); /* its figures began anew */
 	return 0;
 }
 
@@ -218,7 +218,7 @@ static int sync_disk(struct move *mv, unsigned i, struct error *err)
 		struct mirror_stats st;
 		mirror_stats(d->mirror, &st);
 		/* A session that ended by silence says ETIMEDOUT, too. */
-		if (rc == -ETIMEDOUT && !st.failed)
+		if (rc == -ETIMEDOUT && !st.failed && !mv->resumed[i])
 			continue;
 		if (source_check(mv, err))
 			return source_check(mv, err);
@@ -230,7 +230,8 @@ static int sync_disk(struct move *mv, unsigned i, struct error *err)
 			tries = 0;
 		best = st.synced_bytes > best ? st.synced_bytes : best;
 		moved = now_moved;
-		if (e.code == -ENOSPC) {
+		/* A disk that is full, here or there, and hashes that cannot be had are no matter of this session. */
+		if (e.code == -ENOSPC || (mv->resumed[i] && !st.failed)) {
 			error_copy(err, &e);
 			return e.code;
 		}
@@ -249,6 +250,12 @@ static int sync_disk(struct move *mv, unsigned i, struct error *err)
 
 int source_storage_sync(struct move *mv, struct error *err)
 {
+	/* All before one of them is waited for, so that every pass begins; what fails here is met again below. */
+	for (unsigned i = 0; i < mv->vm->def.ndisks; i++) {
+		struct error e = ERROR_INIT;
+		if (mv->resumed[i] && adopt(mv, i, &e))
+			log_info("disk %s: %s", mv->vm->def.disks[i].id, e.message);
+	}
 	for (unsigned i = 0; i < mv->vm->def.ndisks; i++) {
 		int rc = sync_disk(mv, i, err);
 		if (rc)

@@ -57,7 +57,7 @@ START_TEST(everything_is_read)
 			   "[network]\nbridges = br0, br1\n"
 			   "[backing debian]\npath = images/d.qcow2\nformat = qcow2\n"
 			   "[devices]\nallow = /dev/vg0/vm-*, /dev/loop7\n"
-			   "[limits]\nsilence-ms = 1000\nmax-incoming = 3\nallow-no-tls = "
+			   "[limits]\nretry-for = 90s\nkeep-partial = 2d\nsilence-ms = 1000\nmax-incoming = 3\nallow-no-tls = "
 			   "yes\n[programs]\nsnvmm = /x/snvmm\n") == 0,
 		      "%s", err.message);
 	char want[300];
@@ -96,6 +96,8 @@ START_TEST(everything_is_read)
 		ck_assert_msg(!host_config_device_allowed(cfg, not_allowed[i]), "%s", not_allowed[i]);
 	ck_assert_uint_eq(cfg->silence_ms, 1000);
 	ck_assert_uint_eq(cfg->max_incoming, 3);
+	ck_assert_uint_eq(cfg->retry_for_s, 90);
+	ck_assert_uint_eq(cfg->keep_partial_s, 2 * 86400);
 	ck_assert(cfg->allow_no_tls);
 	ck_assert_str_eq(cfg->snvmm, "/x/snvmm");
 }
@@ -108,6 +110,8 @@ START_TEST(defaults)
 	ck_assert_str_eq(cfg->control, "/var/lib/s/control.sock");
 	ck_assert_uint_eq(cfg->silence_ms, 10000);
 	ck_assert_uint_eq(cfg->max_incoming, 8);
+	ck_assert_uint_eq(cfg->retry_for_s, 300);
+	ck_assert_uint_eq(cfg->keep_partial_s, 86400);
 	ck_assert_uint_eq(cfg->drain_timeout_ms, 5000);
 	ck_assert(!cfg->allow_no_tls);
 	ck_assert(!host_config_device_allowed(cfg, "/dev/loop7"));
@@ -137,6 +141,8 @@ static const struct {
 	{"[peer h2]\nport = 1\n", 2, "unknown key 'port'"},
 	{"[limits]\nsilence-ms = fast\n", 2, "not a number"},
 	{"[limits]\nsilence-ms = 0\n", 2, "not a number from"},
+	{"[limits]\nretry-for = soon\n", 2, "not a time from 0"},
+	{"[limits]\nkeep-partial = 366d\n", 2, "not a time from 0"},
 	{"[limits]\nallow-no-tls = perhaps\n", 2, "neither yes nor no"},
 	{"[host]\nname = \x01\n", 2, "control character"},
 	{"[host]\nstate-dir = /x\n" TLS, 0, "[host] name is missing"},
