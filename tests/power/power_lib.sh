@@ -60,7 +60,7 @@ power_up() {
 	set -E
 	trap 'echo "FAILED: line $LINENO of ${BASH_SOURCE[0]##*/}: $BASH_COMMAND" >&3' ERR
 	# Emulated hosts answer slowly: what is 50 ms on hardware is not there.
-	printf '[limits]\nmax-incoming = 16\nmirror-grace-ms = %s\nsilence-ms = %s\n' "$GRACE_MS" "$SILENCE_MS" >"$work/limits.ini"
+	printf '[limits]\nmax-incoming = 16\nretry-for = 0\nmirror-grace-ms = %s\nsilence-ms = %s\n' "$GRACE_MS" "$SILENCE_MS" >"$work/limits.ini"
 	step "two hosts start"
 	lab up --ini "$work/limits.ini" --owner $$ --bin "$B/bin"
 	truncate -s 16M "$work/data.raw"

@@ -43,7 +43,7 @@ linux_up() {
 	trap linux_cleanup EXIT
 	trap 'exit 1' INT TERM HUP
 	# Emulated hosts answer slowly: what is 50 ms on hardware is not there.
-	printf '[limits]\nmirror-grace-ms = %s\nsilence-ms = %s\n' "${GRACE_MS:-3000}" "${SILENCE_MS:-10000}" >"$work/limits.ini"
+	printf '[limits]\nretry-for = 0\nmirror-grace-ms = %s\nsilence-ms = %s\n' "${GRACE_MS:-3000}" "${SILENCE_MS:-10000}" >"$work/limits.ini"
 	step "two hosts start"
 	lab up --ini "$work/limits.ini" --owner $$ "$@"
 	step "the Linux guest's files: kernel, initrd, ext4 on qcow2, ext4 on raw"

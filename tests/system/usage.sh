@@ -51,6 +51,12 @@ wrong "unknown option '-x'" snmigrate move -x vm1 host2
 wrong "option '--max-downtime' needs an argument" snmigrate vm1 host2 --max-downtime
 wrong "option '--json=1' takes no argument" snmigrate vm1 host2 --json=1
 wrong "--max-downtime 99999999999999999999" snmigrate vm1 host2 --max-downtime 99999999999999999999
+wrong "--retry-for soon: not a time" snmigrate vm1 host2 --retry-for soon
+wrong "--keep-partial 9999d: not a time" snmigrate vm1 host2 --keep-partial 9999d
+wrong "option '--retry-for' needs an argument" snmigrate vm1 host2 --retry-for
+wrong "partial takes" snmigrate partial
+wrong "partial takes" snmigrate partial delete
+wrong "partial takes" snmigrate partial list vm1
 wrong "a move takes a VM and a host" snmigrate move vm1
 wrong "a move takes a VM and a host" snmigrate vm1 host2 host3
 wrong "a move takes a VM and a host" snmigrate --with-storage
