@@ -230,34 +230,44 @@ static int answer_locked(struct record *r, const char *peer_name, const struct h
 	return answer_from(rec.uuid, next == HANDOVER_ACT_FORGET ? NULL : &rec, answer, err);
 }
 
-int ask_answer_local(const struct host_config *cfg, const char *peer_name, const json_t *ask, json_t **answer,
-		     struct error *err)
+int ask_answer_once(const struct host_config *cfg, const char *peer_name, const json_t *ask, json_t **answer,
+		    struct error *err)
 {
 	char uuid[VM_UUID_CHARS + 1];
 	struct handover_report report;
+	struct record *r = NULL;
 	*answer = NULL;
 	if (!host_config_peer(cfg, peer_name))
 		return error_set(err, EPERM, "host %.63s is not a peer of %s", peer_name, cfg->name);
 	int rc = ask_report_from_json(ask, true, uuid, &report, err);
-	for (int i = 0; !rc && i < LOCAL_TRIES; i++) {
-		struct record *r = NULL;
-		rc = record_open(cfg->state_dir, uuid, &r, err);
-		if (rc == -ENOENT)
-			return answer_from(uuid, NULL, answer, err);
-		if (rc < 0)
-			return rc;
-		rc = record_lock(r, 0, err);
-		if (!rc)
-			rc = answer_locked(r, peer_name, &report, answer, err);
-		else if (rc == -EBUSY)
-			rc = forward(cfg, r, peer_name, ask, report.epoch, answer, err);
-		else if (rc == -ENOENT)
-			rc = -EAGAIN; /* removed meanwhile: look again */
-		record_close(r);
-		if (rc != -EAGAIN)
-			return rc;
-		rc = 0;
-		clock_sleep_ms(LOCAL_RETRY_MS);
+	if (rc < 0)
+		return rc;
+	rc = record_open(cfg->state_dir, uuid, &r, err);
+	if (rc == -ENOENT)
+		return answer_from(uuid, NULL, answer, err);
+	if (rc < 0)
+		return rc;
+	rc = record_lock(r, 0, err);
+	if (!rc)
+		rc = answer_locked(r, peer_name, &report, answer, err);
+	else if (rc == -EBUSY)
+		rc = forward(cfg, r, peer_name, ask, report.epoch, answer, err);
+	else if (rc == -ENOENT)
+		rc = -EAGAIN; /* removed meanwhile: look again */
+	record_close(r);
+	return rc == -EAGAIN
+		       ? error_set(err, EAGAIN, "host %s cannot answer about VM %s now", cfg->name, uuid)
+		       : rc;
+}
+
+int ask_answer_local(const struct host_config *cfg, const char *peer_name, const json_t *ask, json_t **answer,
+		     struct error *err)
+{
+	int rc = -EAGAIN;
+	for (int i = 0; rc == -EAGAIN && i < LOCAL_TRIES; i++) {
+		if (i)
+			clock_sleep_ms(LOCAL_RETRY_MS);
+		rc = ask_answer_once(cfg, peer_name, ask, answer, err);
 	}
-	return rc < 0 ? rc : error_set(err, EAGAIN, "host %s cannot answer about VM %s now", cfg->name, uuid);
+	return rc;
 }

@@ -39,6 +39,9 @@ int ask_peer(const struct host_config *cfg, const char *peer, const char *addres
  */
 int ask_answer_local(const struct host_config *cfg, const char *peer_name, const json_t *ask, json_t **answer,
 		     struct error *err);
+/* One try of it: -EAGAIN when the snvmm that holds the record does not answer now (3 s). */
+int ask_answer_once(const struct host_config *cfg, const char *peer_name, const json_t *ask, json_t **answer,
+		    struct error *err);
 
 /*
  * No snvmm lives; r is locked. Applies the durable steps that handover_decide gives until it asks for

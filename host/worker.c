@@ -22,8 +22,9 @@
 
 /* The daemon's side of a snvmm --incoming (docs/design.md, "The control connection is a process"). */
 
-/* An attempt that a newer one supersedes has to close its disks first. */
-#define ADMISSION_SETTLE_MS 20000
+/* An attempt that a newer one supersedes has to close its disks first; one that does not react is ended then.
+ */
+#define ADMISSION_SETTLE_MS 10000
 /* What the host itself needs beyond the memory of its VMs. */
 #define MEMORY_RESERVE_BYTES (UINT64_C(64) << 20)
 
@@ -123,11 +124,19 @@ static int check_room(struct daemon *d, const char *uuid, uint64_t memory_bytes,
 	return 0;
 }
 
+/* The source itself, in a new attempt: so it sent no COMMIT in the one before, and never will. */
+static bool is_superseded(const struct vm_record *rec, const char *peer, uint64_t epoch)
+{
+	return rec->state == HANDOVER_PREPARED && rec->epoch < epoch && !strcmp(rec->peer, peer);
+}
+
 /* Settled, cleaned, and no process left of an earlier attempt. */
-static int check_record(struct daemon *d, struct keeper *k, const char *uuid, uint64_t epoch,
+static int check_record(struct daemon *d, struct keeper *k, const char *peer, uint64_t epoch,
 			struct error *err)
 {
+	const char *uuid = k->uuid;
 	uint64_t deadline = clock_now_ms() + ADMISSION_SETTLE_MS;
+	bool ended = false;
 	for (;;) {
 		struct record *r = NULL;
 		struct vm_record rec;
@@ -145,8 +154,16 @@ static int check_record(struct daemon *d, struct keeper *k, const char *uuid, ui
 			rc = error_set(err, EAGAIN, "VM %s: an earlier attempt is still ending", uuid);
 		if (rc != -EAGAIN)
 			return rc;
-		if (clock_now_ms() >= deadline)
-			return rc;
+		if (clock_now_ms() >= deadline) {
+			if (ended || none || !is_superseded(&rec, peer, epoch))
+				return rc;
+			log_warn("VM %s: its earlier attempt does not react, ending it", rec.name);
+			ended = true;
+			deadline = clock_now_ms() + ADMISSION_SETTLE_MS;
+			rc = spawn_group_kill(uuid, err);
+			if (rc < 0)
+				return rc;
+		}
 		keeper_wake(k);
 		clock_sleep_ms(50);
 	}
@@ -169,7 +186,7 @@ static int admit(struct worker *w, json_t *request, struct error *err)
 	if (!rc && !k)
 		rc = err->code;
 	if (!rc)
-		rc = check_record(d, k, uuid, (uint64_t)epoch, err);
+		rc = check_record(d, k, peer, (uint64_t)epoch, err);
 	/* after an earlier attempt has given its memory back */
 	if (!rc)
 		rc = check_room(d, uuid, (uint64_t)memory, err);

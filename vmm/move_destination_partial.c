@@ -31,7 +31,7 @@ void arrival_supersede(struct arrival *a, json_t *hello)
 	/* The rules decide by what the source says of itself: prepared that hears of a higher epoch is
 	 * abandoned. */
 	log_info("epoch %llu from %s is still arriving: ending it", (unsigned long long)rec.epoch, a->peer);
-	if (ask_answer_local(vm->cfg, a->peer, report, &answer, &err))
+	if (ask_answer_once(vm->cfg, a->peer, report, &answer, &err))
 		log_info("%s", err.message);
 	json_decref(answer);
 }

@@ -6,7 +6,7 @@
 source "$(dirname "$0")/lib.sh"
 source "$(dirname "$0")/refuse_lib.sh"
 require_kvm
-CASES=${CASES:-destination-snvmm-retried destination-snvmm source-snvmm destination-snmigrated source-snmigrated command expiry not-kept other-peer disk-grown spoilt cancelled}
+CASES=${CASES:-destination-snvmm-retried destination-frozen destination-snvmm source-snvmm destination-snmigrated source-snmigrated command expiry not-kept other-peer disk-grown spoilt cancelled}
 MIB=1048576
 DISK_MB=256 FILL_MB=${FILL_MB:-192}
 RATE=64 # MiB a second
@@ -63,6 +63,13 @@ run_case() {
 		ends 0
 		[ "$(tail -n 1 "$T/move.json" | jq .attempts)" -gt 1 ] || fail "$case: no new attempt"
 		grep -q '"event":"retry"' "$T/move.json" || fail "$case: nobody was told"
+		good_at b
+		within $(($(sent) - began)) ;;
+	destination-frozen) # it neither reads nor dies: the next attempt ends it
+		half_a_move --retry-for 1m
+		kill -STOP $(pids_in b snvmm incoming)
+		ends 0
+		[ "$(tail -n 1 "$T/move.json" | jq .attempts)" -gt 1 ] || fail "$case: no new attempt"
 		good_at b
 		within $(($(sent) - began)) ;;
 	destination-snvmm)
