@@ -226,6 +226,7 @@ static void change_done(struct model *m, const struct model_op *o)
 		x->unsure = !sure;
 		x->number = o->op == BLOCK_WRITE ? o->number : 0;
 		x->changed_serial = now;
+		x->fua = sure && o->flags & BLOCK_REQ_FUA;
 		if (--x->in_flight == 0)
 			x->contended = false;
 	}
@@ -265,6 +266,24 @@ void model_done(struct model *m, size_t index, int result, const uint8_t *data)
 		change_done(m, o);
 	else if (o->op == BLOCK_READ && !result)
 		read_done(m, o, data);
+	else if (o->op == BLOCK_FLUSH && !result && o->serial > m->flushed_serial)
+		m->flushed_serial = o->serial;
+}
+
+void model_flushed(struct model *m)
+{
+	pthread_mutex_lock(&m->lock);
+	m->flushed_serial = ++m->serial;
+	pthread_mutex_unlock(&m->lock);
+}
+
+bool model_must_be_durable(struct model *m, uint64_t sector)
+{
+	pthread_mutex_lock(&m->lock);
+	const struct model_sector *x = &m->sectors[sector];
+	bool must = x->changed_serial && (x->fua || x->changed_serial < m->flushed_serial);
+	pthread_mutex_unlock(&m->lock);
+	return must;
 }
 
 void model_preset(struct model *m, uint64_t offset, uint64_t len, uint32_t number)

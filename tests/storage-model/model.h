@@ -30,6 +30,7 @@ struct model_sector {
 	uint32_t number; /* 0: zeroes */
 	uint16_t in_flight;
 	bool contended, unsure, wild;
+	bool fua;		 /* the last change was durable when it was answered */
 	uint64_t changed_serial; /* when a change was last submitted or done */
 };
 
@@ -39,7 +40,7 @@ struct model {
 	struct model_sector *sectors;
 	struct model_op *ops; /* a journal of all */
 	size_t nops, max_ops;
-	uint64_t serial;
+	uint64_t serial, flushed_serial; /* what was done before the latter was flushed */
 	struct {
 		uint64_t at_ns;
 		char text[120];
@@ -67,6 +68,11 @@ size_t model_submit(struct model *m, enum block_op op, unsigned flags, uint64_t 
 		    uint64_t len_bytes, bool wild);
 /* data: of a read. Fails the test where it is wrong. */
 void model_done(struct model *m, size_t op, int result, const uint8_t *data);
+
+/* A flush by somebody else than the guest, with nothing in flight. */
+void model_flushed(struct model *m);
+/* The guest was told that the sector's content is durable; no lock. */
+bool model_must_be_durable(struct model *m, uint64_t sector);
 
 /* What the disk holds before anybody reads it; no lock. */
 void model_preset(struct model *m, uint64_t offset_bytes, uint64_t len_bytes, uint32_t number);

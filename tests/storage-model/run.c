@@ -179,15 +179,24 @@ static void check_watchers(struct world *w)
 			   w->guest.errors);
 }
 
-static void judge(struct world *w, bool remote_flushed, bool both_flushed)
+static void check_durable(struct world *w, struct shaky *disk, const char *who)
+{
+	for (uint64_t s = 0; s < w->model.nsectors; s++)
+		if (model_must_be_durable(&w->model, s) && shaky_is_volatile(disk, s))
+			model_fail(&w->model, s * SECTOR_BYTES, SECTOR_BYTES,
+				   "handover %u: offset %llu was flushed, and is not durable at %s",
+				   w->handovers_done, (unsigned long long)s * SECTOR_BYTES, who);
+}
+
+static void judge(struct world *w, bool remote_flushed)
 {
 	char when[64];
 	snprintf(when, sizeof when, "handover %u", w->handovers_done);
-	if ((remote_flushed || both_flushed) && !shaky_all_durable(w->remote_shaky))
-		model_fail(&w->model, 0, 0, "%s: not all that was flushed is durable at the destination",
+	if (remote_flushed && !shaky_all_durable(w->remote_shaky))
+		model_fail(&w->model, 0, 0, "%s: the destination was flushed, and not all is durable there",
 			   when);
-	if (both_flushed && !shaky_all_durable(w->local_shaky))
-		model_fail(&w->model, 0, 0, "%s: not all that was flushed is durable at the source", when);
+	check_durable(w, w->local_shaky, "the source");
+	check_durable(w, w->remote_shaky, "the destination");
 	uint8_t *local = disk_content(&w->local), *remote = disk_content(&w->remote);
 	model_compare(&w->model, local, remote, when);
 	free(local);
@@ -200,7 +209,7 @@ static void judge(struct world *w, bool remote_flushed, bool both_flushed)
 /* --- the way to a handover --- */
 
 /* The guest is quiesced, and both sides are as they have to be; or the session broke, or fell behind. */
-static bool settle(struct world *w, bool *remote_flushed, bool *both_flushed)
+static bool settle(struct world *w, bool *remote_flushed)
 {
 	if (!session_sync(w))
 		return false;
@@ -213,20 +222,23 @@ static bool settle(struct world *w, bool *remote_flushed, bool *both_flushed)
 	if (!session_flush(w))
 		return false;
 	if (!quiet) {
+		if (world_random(w, 4) == 0)
+			session_local_error(w);
 		guest_wait_answers(&w->guest, world_random(w, 40));
 		guest_quiesce(&w->guest);
 	}
 	if (!mirror_is_consistent(w->mirror))
 		return false;
 	*remote_flushed = quiet;
-	*both_flushed = world_random(w, 2) && block_flush(w->top) == 0;
+	if (world_random(w, 2) && block_flush(w->top) == 0)
+		model_flushed(&w->model);
 	/* The flush itself may have found the session broken. */
 	return mirror_is_consistent(w->mirror);
 }
 
 static void reach_handover(struct world *w)
 {
-	bool remote_flushed = false, both_flushed = false;
+	bool remote_flushed = false;
 	for (unsigned tries = 0;; tries++) {
 		if (tries > SETTLES_MAX)
 			model_fail(&w->model, 0, 0, "no handover in %u tries", tries);
@@ -234,7 +246,7 @@ static void reach_handover(struct world *w)
 		if (!w->open)
 			next_session(w);
 		w->settles++;
-		if (settle(w, &remote_flushed, &both_flushed))
+		if (settle(w, &remote_flushed))
 			break;
 		struct mirror_stats st;
 		mirror_stats(w->mirror, &st);
@@ -249,7 +261,7 @@ static void reach_handover(struct world *w)
 	model_event(&w->model, "handover %u", w->handovers_done);
 	if (world_random(w, 2))
 		session_fence(w);
-	judge(w, remote_flushed, both_flushed);
+	judge(w, remote_flushed);
 }
 
 static void summary(struct world *w)

@@ -19,7 +19,8 @@ const char *fault_name(enum fault fault)
 					    [FAULT_REMOTE_ERROR] = "remote error",
 					    [FAULT_SERVER_STOPPED] = "server stopped",
 					    [FAULT_STOP] = "stop",
-					    [FAULT_LOCAL_READ] = "local read error"};
+					    [FAULT_LOCAL_READ] = "local read error",
+					    [FAULT_LOCAL_WRITE] = "local write error"};
 	return names[fault];
 }
 
@@ -67,6 +68,14 @@ static void plan_wire_fault(struct world *w)
 		wire_silence_after(wire, bytes, w->fault == FAULT_SILENT);
 }
 
+/* A change by the guest fails at the source's disk, whether that has taken it or not. */
+void session_local_error(struct world *w)
+{
+	shaky_fail_once(w->local_shaky, 1 + world_random(w, 20),
+			1u << BLOCK_WRITE | 1u << BLOCK_WRITE_ZEROES | 1u << BLOCK_DISCARD, -EIO,
+			world_random(w, 2));
+}
+
 static void plan_fault(struct world *w)
 {
 	static const int codes[] = {-EIO, -ENOSPC, -EINVAL};
@@ -91,6 +100,9 @@ static void plan_fault(struct world *w)
 		break;
 	case FAULT_LOCAL_READ:
 		shaky_fail_once(w->local_shaky, requests, 1u << BLOCK_READ, -EIO, false);
+		break;
+	case FAULT_LOCAL_WRITE:
+		session_local_error(w);
 		break;
 	default:
 		w->fault_at_ns = clock_now_ns() + world_random_log(w, 1, 300) * 1000000;

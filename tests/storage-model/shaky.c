@@ -8,6 +8,8 @@
 #include "base/clock.h"
 #include "base/cond.h"
 
+#define SHAKY_SECTOR_BYTES 512u
+
 struct shaky_item {
 	struct shaky_item *next, **prev;
 	struct shaky *s;
@@ -21,6 +23,17 @@ static bool changes(const struct block_request *req)
 	return req->op != BLOCK_READ && req->op != BLOCK_FLUSH;
 }
 
+/* lock held */
+static void note_change(struct shaky *s, const struct block_request *req, bool durable)
+{
+	uint64_t first = req->offset_bytes / SHAKY_SECTOR_BYTES;
+	uint64_t end = (req->offset_bytes + req->len_bytes) / SHAKY_SECTOR_BYTES;
+	if (!durable)
+		s->changed++;
+	for (uint64_t i = first; i < end; i++)
+		s->sector_changed[i] = durable ? 0 : s->changed;
+}
+
 static void item_done(struct shaky_item *it, int result)
 {
 	struct shaky *s = it->s;
@@ -28,9 +41,8 @@ static void item_done(struct shaky_item *it, int result)
 	pthread_mutex_lock(&s->lock);
 	if (!result && req->op == BLOCK_FLUSH && it->changed_before > s->durable)
 		s->durable = it->changed_before;
-	/* What a FUA write made durable does not show, as others before it may be volatile. */
-	if (changes(req) && !(result == 0 && req->flags & BLOCK_REQ_FUA))
-		s->changed++;
+	if (changes(req))
+		note_change(s, req, !result && req->flags & BLOCK_REQ_FUA);
 	if (it->next)
 		it->next->prev = it->prev;
 	*it->prev = it->next;
@@ -170,6 +182,8 @@ struct shaky *shaky_create(struct block *below, unsigned seed)
 	s->seed = seed;
 	s->block = *below;
 	s->block.ops = &shaky_ops;
+	s->sector_changed = calloc(below->size_bytes / SHAKY_SECTOR_BYTES, sizeof *s->sector_changed);
+	ck_assert_ptr_nonnull(s->sector_changed);
 	pthread_mutex_init(&s->lock, NULL);
 	cond_init_monotonic(&s->wake);
 	ck_assert_int_eq(pthread_create(&s->thread, NULL, shaky_main, s), 0);
@@ -187,6 +201,7 @@ void shaky_free(struct shaky *s)
 	pthread_join(s->thread, NULL);
 	pthread_mutex_destroy(&s->lock);
 	pthread_cond_destroy(&s->wake);
+	free(s->sector_changed);
 	free(s);
 }
 
@@ -228,4 +243,12 @@ unsigned shaky_failures(struct shaky *s)
 	unsigned n = s->failures;
 	pthread_mutex_unlock(&s->lock);
 	return n;
+}
+
+bool shaky_is_volatile(struct shaky *s, uint64_t sector)
+{
+	pthread_mutex_lock(&s->lock);
+	bool is = s->sector_changed[sector] > s->durable;
+	pthread_mutex_unlock(&s->lock);
+	return is;
 }

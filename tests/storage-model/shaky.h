@@ -30,6 +30,7 @@ struct shaky {
 	unsigned failures, overlaps, while_fenced;
 	/* changes are numbered as they are done */
 	uint64_t changed, durable;
+	uint64_t *sector_changed; /* the number of its last change, 0 once that is durable by itself */
 };
 
 /* below stays the caller's. */
@@ -41,6 +42,8 @@ void shaky_delay(struct shaky *s, unsigned max_us);
 void shaky_fence(struct shaky *s, bool fenced);
 /* True if all changes that it answered are flushed. */
 bool shaky_all_durable(struct shaky *s);
+/* Its last change would be lost with the host's power. */
+bool shaky_is_volatile(struct shaky *s, uint64_t sector);
 unsigned shaky_failures(struct shaky *s);
 
 #endif

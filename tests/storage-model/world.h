@@ -26,6 +26,7 @@ enum fault {
 	FAULT_SERVER_STOPPED, /* the fence of the destination */
 	FAULT_STOP,	      /* the source ends the session itself */
 	FAULT_LOCAL_READ,
+	FAULT_LOCAL_WRITE, /* the guest sees it, the session goes on */
 	FAULTS
 };
 
@@ -76,6 +77,7 @@ void session_fence(struct world *w);
 /* Until all is synced (true), or the session broke. */
 bool session_sync(struct world *w);
 bool session_flush(struct world *w);
+void session_local_error(struct world *w);
 void session_forget_wires(struct world *w);
 
 /* run.c */
