@@ -67,6 +67,7 @@ static void plan(struct world *w)
 	w->handovers = 1 + world_random(w, 3);
 	w->chunk_bytes = chunks[world_random(w, 5)];
 	w->remote_is_zero = world_random(w, 3) != 0;
+	w->proof = world_random(w, 3) != 0;
 }
 
 static enum disk_kind random_kind(struct world *w)
@@ -142,9 +143,36 @@ static void start_mirror(struct world *w)
 		      err.message);
 }
 
+/* Something of what a source that was killed had under way. */
+static void scribble(struct world *w)
+{
+	shaky_fence(w->remote_shaky, false);
+	fill(w, &w->remote, world_random(w, 6), FOREIGN_NUMBER, false);
+	shaky_fence(w->remote_shaky, true);
+}
+
+/* The source starts anew: what it knew of the destination is lost. */
+static void restart_source(struct world *w)
+{
+	model_event(&w->model, "the source starts anew");
+	guest_quiesce(&w->guest);
+	session_end(w);
+	session_forget_witness(w);
+	mirror_free(w->mirror);
+	scribble(w);
+	start_mirror(w);
+	w->mirror_is_new = true;
+	guest_run(&w->guest, w->top);
+}
+
 static void next_session(struct world *w)
 {
-	enum start how = !w->sessions ? START_FIRST : world_random(w, 6) ? START_KEEP_MAP : START_OVER;
+	enum start how = world_random(w, 6) ? START_KEEP_MAP : START_OVER;
+	if (!w->sessions)
+		how = START_FIRST;
+	else if (w->mirror_is_new)
+		how = world_random(w, 4) ? START_ADOPT : START_OVER;
+	w->mirror_is_new = false;
 	session_open(w, how);
 }
 
@@ -216,6 +244,8 @@ static bool settle(struct world *w, bool *remote_flushed)
 	guest_wait_answers(&w->guest, world_random(w, 80));
 	if (!session_sync(w))
 		return false;
+	if (w->proof && !session_verify(w))
+		return false;
 	bool quiet = world_random(w, 3) == 0;
 	if (quiet)
 		guest_quiesce(&w->guest);
@@ -232,6 +262,9 @@ static bool settle(struct world *w, bool *remote_flushed)
 	*remote_flushed = quiet;
 	if (world_random(w, 2) && block_flush(w->top) == 0)
 		model_flushed(&w->model);
+	/* A session that broke in between took some of the proof with it. */
+	if (w->proof && !mirror_is_verified(w->mirror))
+		return false;
 	/* The flush itself may have found the session broken. */
 	return mirror_is_consistent(w->mirror);
 }
@@ -256,8 +289,12 @@ static void reach_handover(struct world *w)
 		if (st.failed || w->stop_wanted || world_random(w, 4) == 0)
 			session_end(w);
 		guest_wait_answers(&w->guest, world_random(w, 30));
+		if (world_random(w, 8) == 0)
+			restart_source(w);
 	}
 	w->handovers_done++;
+	if (w->proof)
+		session_compare_sums(w);
 	model_event(&w->model, "handover %u", w->handovers_done);
 	if (world_random(w, 2))
 		session_fence(w);
@@ -278,7 +315,8 @@ static void summary(struct world *w)
 			printf("%s%s", any ? ", " : "", fault_name((enum fault)i));
 			any = true;
 		}
-	printf("%s), %u handovers, %.1f s\n", any ? "" : "no fault", w->handovers_done,
+	printf("%s), %u adopted, %u handovers, %u proofs, %.1f s\n", any ? "" : "no fault",
+	       w->starts[START_ADOPT], w->handovers_done, w->proofs,
 	       (double)(clock_now_ns() - w->model.begin_ns) / 1e9);
 	fflush(stdout);
 }
@@ -299,12 +337,17 @@ void run_seed(unsigned seed)
 	make_guest(w);
 	guest_run(&w->guest, w->top);
 	guest_wait_answers(&w->guest, world_random(w, 60));
-	while (w->handovers_done < w->handovers) {
+	for (;;) {
 		reach_handover(w);
+		if (w->handovers_done == w->handovers)
+			break;
 		if (world_random(w, 2))
 			session_end(w);
+		if (world_random(w, 3) == 0)
+			restart_source(w);
 	}
 	session_end(w);
+	session_forget_witness(w);
 	session_forget_wires(w);
 	guest_destroy(&w->guest);
 	mirror_free(w->mirror);

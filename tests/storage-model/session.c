@@ -124,6 +124,73 @@ static void fault_by_time(struct world *w)
 		session_fence(w);
 }
 
+/* --- proof --- */
+
+static void observe(void *opaque, const struct block_request *req)
+{
+	struct world *w = opaque;
+	ck_assert(req->op != BLOCK_WRITE || req->niov == 1);
+	witness_observe(w->witness, req->offset_bytes, req->len_bytes,
+			req->op == BLOCK_WRITE ? req->iov[0].iov_base : NULL);
+}
+
+void session_forget_witness(struct world *w)
+{
+	shaky_observe(w->remote_shaky, NULL, NULL);
+	witness_free(w->witness);
+	w->witness = NULL;
+}
+
+static void new_witness(struct world *w)
+{
+	struct error err = ERROR_INIT;
+	session_forget_witness(w);
+	w->witness_seed = w->seed * 1000u + w->sessions;
+	ck_assert_msg(witness_create(&w->remote_shaky->block, w->chunk_bytes, w->witness_seed, &w->witness,
+				     &err) == 0,
+		      "%s", err.message);
+	shaky_observe(w->remote_shaky, observe, w);
+}
+
+static int remote_hashes(void *opaque, uint64_t first, unsigned n, struct mirror_hash *out, struct error *err)
+{
+	struct world *w = opaque;
+	return witness_hashes(w->witness, first, n, out, err);
+}
+
+static int verify(struct world *w, bool adopt, struct error *err)
+{
+	struct mirror_verify_options opt = {
+		.adopt = adopt, .seed = w->witness_seed, .remote_hashes = remote_hashes, .opaque = w};
+	struct mirror_verify_result result;
+	int rc = mirror_verify(w->mirror, &opt, &result, err);
+	model_event(&w->model, "%s: %d, %llu chunks, %llu agreed, %llu differed, %llu retried",
+		    adopt ? "adopted" : "verified", rc, (unsigned long long)result.chunks,
+		    (unsigned long long)result.agreed, (unsigned long long)result.differed,
+		    (unsigned long long)result.retried);
+	if (rc == -EILSEQ)
+		model_fail(&w->model, result.bad_offset, result.bad_len, "verification: %s", err->message);
+	return rc;
+}
+
+void session_compare_sums(struct world *w)
+{
+	static struct mirror_sums sums;
+	struct error err = ERROR_INIT;
+	struct mirror_hash root = witness_root(w->witness);
+	if (!mirror_sums(w->mirror, &sums))
+		model_fail(&w->model, 0, 0, "all is verified, but there are no sums");
+	if (root.low != sums.root.low || root.high != sums.root.high)
+		model_fail(
+			&w->model, 0, 0,
+			"the roots differ: %016llx%016llx at the source, %016llx%016llx at the destination",
+			(unsigned long long)sums.root.high, (unsigned long long)sums.root.low,
+			(unsigned long long)root.high, (unsigned long long)root.low);
+	if (witness_compare(w->witness, &sums, &err))
+		model_fail(&w->model, 0, 0, "sums: %s", err.message);
+	w->proofs++;
+}
+
 /* --- the source --- */
 
 static struct block *connect_client(struct world *w)
@@ -159,11 +226,20 @@ void session_forget_wires(struct world *w)
 void session_open(struct world *w, enum start how)
 {
 	bool last = !w->faults_left;
+	static const char *const names[] = {[START_FIRST] = "first",
+					    [START_KEEP_MAP] = "map kept",
+					    [START_OVER] = "from the beginning",
+					    [START_ADOPT] = "adopts"};
+	if (how == START_OVER || how == START_ADOPT)
+		w->remote_is_zero = false; /* and with keep_map, later */
+	if (how != START_KEEP_MAP)
+		new_witness(w);
 	struct block *remote = connect_client(w);
 	struct mirror_options opt = {
 		.remote = remote,
-		.remote_is_zero = w->remote_is_zero && how != START_OVER,
+		.remote_is_zero = w->remote_is_zero,
 		.keep_map = how == START_KEEP_MAP,
+		.hold_pass = how == START_ADOPT,
 		.chunk_bytes = w->chunk_bytes,
 		.requests_in_flight = 1 + world_random(w, 32),
 		.write_grace_ms = last ? PATIENT_MS : 20 + world_random(w, 200),
@@ -174,11 +250,8 @@ void session_open(struct world *w, enum start how)
 	w->sessions++;
 	atomic_store(&w->failed_calls, 0);
 	plan_fault(w);
-	model_event(&w->model, "session %u: %s, %s", w->sessions,
-		    how == START_KEEP_MAP ? "map kept"
-		    : how == START_OVER	  ? "from the beginning"
-					  : "first",
-		    fault_name(w->fault));
+	w->starts[how]++;
+	model_event(&w->model, "session %u: %s, %s", w->sessions, names[how], fault_name(w->fault));
 	struct error err = ERROR_INIT;
 	ck_assert_msg(mirror_start(w->mirror, &opt, &err) == 0, "seed %u: %s", w->seed, err.message);
 	w->open = true;
@@ -187,6 +260,11 @@ void session_open(struct world *w, enum start how)
 	for (unsigned i = 0; i < WIRES_MAX; i++)
 		if (w->old_wires[i])
 			wire_silence(w->old_wires[i], false, false);
+	if (how != START_ADOPT)
+		return;
+	err = ERROR_INIT;
+	verify(w, true, &err); /* what fails ends the session, which is seen soon enough */
+	mirror_release_pass(w->mirror);
 }
 
 void session_end(struct world *w)
@@ -247,4 +325,18 @@ bool session_flush(struct world *w)
 	struct error err = ERROR_INIT;
 	int rc = mirror_flush_remote(w->mirror, &err);
 	return rc ? broke(w, rc, &err) : true;
+}
+
+bool session_verify(struct world *w)
+{
+	for (;;) {
+		struct error err = ERROR_INIT;
+		int rc = verify(w, false, &err);
+		if (rc == 0)
+			return true;
+		if (rc != -EAGAIN)
+			return broke(w, rc, &err);
+		if (!session_sync(w))
+			return false;
+	}
 }

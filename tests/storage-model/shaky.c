@@ -113,6 +113,16 @@ static void watch(struct shaky *s, const struct block_request *req)
 			s->overlaps++;
 }
 
+static void tell_observer(struct shaky *s, const struct block_request *req)
+{
+	pthread_mutex_lock(&s->lock);
+	void (*observe)(void *opaque, const struct block_request *req) = s->observe;
+	void *opaque = s->opaque;
+	pthread_mutex_unlock(&s->lock);
+	if (observe && changes(req))
+		observe(opaque, req);
+}
+
 static int shaky_submit(struct block *blk, struct block_request *req)
 {
 	struct shaky *s = (struct shaky *)blk;
@@ -121,6 +131,7 @@ static int shaky_submit(struct block *blk, struct block_request *req)
 		return -ENOMEM;
 	it->s = s;
 	it->req = req;
+	tell_observer(s, req);
 	pthread_mutex_lock(&s->lock);
 	watch(s, req);
 	if (s->fail_after && s->fail_ops & 1u << req->op && --s->fail_after == 0) {
@@ -222,9 +233,19 @@ void shaky_delay(struct shaky *s, unsigned max_us)
 	pthread_mutex_unlock(&s->lock);
 }
 
+void shaky_observe(struct shaky *s, void (*observe)(void *opaque, const struct block_request *req),
+		   void *opaque)
+{
+	pthread_mutex_lock(&s->lock);
+	s->observe = observe;
+	s->opaque = opaque;
+	pthread_mutex_unlock(&s->lock);
+}
+
 void shaky_fence(struct shaky *s, bool fenced)
 {
 	pthread_mutex_lock(&s->lock);
+	s->while_fenced += fenced ? s->ninflight : 0;
 	s->fenced = fenced;
 	pthread_mutex_unlock(&s->lock);
 }

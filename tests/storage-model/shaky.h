@@ -28,9 +28,11 @@ struct shaky {
 	int fail_code;
 	bool fail_late; /* it is executed before it fails */
 	unsigned failures, overlaps, while_fenced;
-	/* changes are numbered as they are done */
-	uint64_t changed, durable;
-	uint64_t *sector_changed; /* the number of its last change, 0 once that is durable by itself */
+	/* every change, before the disk gets it */
+	void (*observe)(void *opaque, const struct block_request *req);
+	void *opaque;
+	uint64_t changed, durable; /* changes are numbered as they are done */
+	uint64_t *sector_changed;  /* the number of its last change, 0 once that is durable by itself */
 };
 
 /* below stays the caller's. */
@@ -39,7 +41,10 @@ struct shaky *shaky_create(struct block *below, unsigned seed);
 void shaky_free(struct shaky *s);
 void shaky_fail_once(struct shaky *s, unsigned after, unsigned ops, int code, bool late);
 void shaky_delay(struct shaky *s, unsigned max_us);
+/* Fenced: nothing may be in flight, and nothing may come. */
 void shaky_fence(struct shaky *s, bool fenced);
+void shaky_observe(struct shaky *s, void (*observe)(void *opaque, const struct block_request *req),
+		   void *opaque);
 /* True if all changes that it answered are flushed. */
 bool shaky_all_durable(struct shaky *s);
 /* Its last change would be lost with the host's power. */

@@ -7,6 +7,7 @@
 
 #include "base/rate_limit.h"
 #include "mirror/mirror.h"
+#include "mirror/witness.h"
 #include "nbd/nbd.h"
 #include "tests/storage-model/disk.h"
 #include "tests/storage-model/guest.h"
@@ -31,7 +32,13 @@ enum fault {
 };
 
 /* How a session follows another. */
-enum start { START_FIRST, START_KEEP_MAP, START_OVER };
+enum start {
+	START_FIRST,
+	START_KEEP_MAP,
+	START_OVER,  /* nothing is known of the destination */
+	START_ADOPT, /* what the destination has is compared first */
+	STARTS
+};
 
 struct world {
 	unsigned seed, rng;
@@ -45,12 +52,14 @@ struct world {
 	struct rate_limit rate;
 
 	/* the plan */
-	bool tcp, remote_is_zero, slow;
+	bool tcp, remote_is_zero, slow, proof;
 	unsigned connections, faults_left, handovers;
 	uint32_t chunk_bytes;
 
 	/* the session */
-	bool open, stop_wanted;
+	bool open, stop_wanted, mirror_is_new;
+	struct witness *witness; /* as long as the map */
+	uint64_t witness_seed;
 	struct nbd_server *server;
 	struct wire *wires[WIRES_MAX], *old_wires[WIRES_MAX];
 	enum fault fault;
@@ -60,7 +69,7 @@ struct world {
 
 	/* for the summary */
 	unsigned sessions, broken, handovers_done, settles;
-	unsigned faults[FAULTS];
+	unsigned faults[FAULTS], starts[STARTS], proofs;
 };
 
 unsigned world_random(struct world *w, unsigned below);
@@ -77,6 +86,11 @@ void session_fence(struct world *w);
 /* Until all is synced (true), or the session broke. */
 bool session_sync(struct world *w);
 bool session_flush(struct world *w);
+/* The destination's content agrees (true), or the session broke. */
+bool session_verify(struct world *w);
+/* With the guest quiesced and all verified: what was written since agrees too. */
+void session_compare_sums(struct world *w);
+void session_forget_witness(struct world *w);
 void session_local_error(struct world *w);
 void session_forget_wires(struct world *w);
 
