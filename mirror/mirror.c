@@ -128,6 +128,14 @@ static int check_options(const struct mirror *m, const struct mirror_options *op
 	return 0;
 }
 
+static uint32_t chunk_size(const struct mirror *m)
+{
+	uint32_t n = MIRROR_CHUNK_DEFAULT_BYTES;
+	while (n < MIRROR_CHUNK_MAX_BYTES && m->top.size_bytes / n > MIRROR_CHUNKS_DEFAULT_MAX)
+		n *= 2;
+	return n;
+}
+
 static uint32_t piece_size(const struct session *s)
 {
 	uint32_t n = MIRROR_PIECE_BYTES;
@@ -202,7 +210,7 @@ static int prepare_map(struct mirror *m, const struct mirror_options *opt, uint3
 
 int mirror_start(struct mirror *m, const struct mirror_options *opt, struct error *err)
 {
-	uint32_t chunk_bytes = opt->chunk_bytes ? opt->chunk_bytes : MIRROR_CHUNK_DEFAULT_BYTES;
+	uint32_t chunk_bytes = opt->chunk_bytes ? opt->chunk_bytes : chunk_size(m);
 	SCOPE_LOCK(&m->control);
 	/* Only start and stop, under control, change m->session and m->map. */
 	if (m->session)

@@ -38,7 +38,7 @@ struct mirror_options {
 	bool remote_has_backing;
 	bool keep_map; /* go on after a failure with a new connection to the same remote: synced chunks stay
 			  synced */
-	uint32_t chunk_bytes;	     /* 0 = default 1 MiB; power of two */
+	uint32_t chunk_bytes;	     /* power of two; 0 = 256 KiB, or more where that were over 2^20 chunks */
 	unsigned requests_in_flight; /* 0 = default 16 */
 	/*
 	 * 0 = default 50: then a silent remote makes the chunk unsynced and ends the session. Silent: its

@@ -34,7 +34,10 @@
 #include "mirror/mirror.h"
 #include "mirror/proof.h"
 
-#define MIRROR_CHUNK_DEFAULT_BYTES (1u << 20)
+/* A piece: what is copied at once is what a guest's write may have to wait for. Large disks have larger
+ * chunks, so that the map and what others keep for each chunk stays small. */
+#define MIRROR_CHUNK_DEFAULT_BYTES (256u << 10)
+#define MIRROR_CHUNKS_DEFAULT_MAX  (1u << 20)
 #define MIRROR_CHUNK_MIN_BYTES	   4096u
 #define MIRROR_CHUNK_MAX_BYTES	   (256u << 20)
 /* Largest piece sent to the remote. Small, as the grace is the longest time between two replies: 256 KiB take

@@ -52,10 +52,22 @@ void conn_close(struct conn *conn)
 		return;
 	if (conn->ssl)
 		tls_release(conn);
-	close(conn->fd);
+	if (conn->fd >= 0)
+		close(conn->fd);
 	close(conn->wake_fd);
 	pthread_mutex_destroy(&conn->ssl_lock);
 	free(conn);
+}
+
+int conn_take_fd(struct conn *conn)
+{
+	int fd = conn->fd, flags = fcntl(fd, F_GETFL);
+
+	if (flags >= 0)
+		(void)fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
+	conn->fd = -1;
+	conn_close(conn);
+	return fd;
 }
 
 void conn_end_write(struct conn *conn)

@@ -78,9 +78,10 @@ int net_connect(const char *address, unsigned timeout_ms, struct error *err);
 int net_listen(const char *address, int backlog, struct error *err);
 
 /*
- * A plain socket that speaks for `conn`: returns one end of a socket pair, pumped by a thread of its own in
- * both directions until either side closes; takes the conn over. For libnbd, whose own TLS is not trusted
- * (CVE-2024-7383), and any fd-only library.
+ * A plain, blocking socket that speaks for `conn`, which is taken over (on error too). For libnbd, whose own
+ * TLS is not trusted (CVE-2024-7383), and any fd-only library. Without TLS it is the connection's own socket.
+ * With TLS it is one end of a socket pair, pumped by threads of its own in both directions until either side
+ * closes.
  */
 int conn_pump_start(struct conn *conn, int *fd_out, struct error *err);
 

@@ -49,6 +49,8 @@ struct conn {
 int conn_wait(struct conn *conn, short events, uint64_t deadline_ns, struct error *err);
 /* Orderly end of the sending direction alone; reading goes on. */
 void conn_end_write(struct conn *conn);
+/* A plain connection's socket, blocking; the rest of the connection is gone. */
+int conn_take_fd(struct conn *conn);
 int conn_alloc(int fd, struct conn **out, struct error *err);
 
 /* One non-blocking step. Bytes moved, 0 = orderly end (read only), -EAGAIN with *events to wait for, or an

@@ -117,11 +117,16 @@ static void *pump_out(void *arg)
 
 int conn_pump_start(struct conn *conn, int *fd_out, struct error *err)
 {
-	struct pump *p = calloc(1, sizeof *p);
 	int pair[2] = {-1, -1}, size = PUMP_SOCKET_BYTES, e;
 	pthread_t out_thread;
+	struct pump *p;
 
 	*fd_out = -1;
+	if (!conn_is_tls(conn)) {
+		*fd_out = conn_take_fd(conn);
+		return 0;
+	}
+	p = calloc(1, sizeof *p);
 	if (p) {
 		p->out_buf = malloc(PUMP_BUFFER_BYTES);
 		p->in_buf = malloc(PUMP_BUFFER_BYTES);
