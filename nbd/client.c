@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * NBD client: a struct block over one or more libnbd handles ("lanes"). Each lane has a thread that alone
- * calls its handle; submitters append to the lane's queue and wake it. libnbd has no timeouts of its own and
- * forbids calling a handle from its callbacks, hence the thread: callbacks only note the result, and done()
- * runs afterwards, outside any libnbd call.
+ * NBD client: a struct block over one or more libnbd handles ("lanes"). Each lane has a thread that receives,
+ * and that sends what a submitter could not: a submitter that finds the handle free hands its request to
+ * libnbd itself, which sends without waiting, so that a small write needs no other thread on its way out.
+ * Otherwise it appends to the lane's queue and wakes the thread. libnbd has no timeouts of its own and
+ * forbids calling a handle from its callbacks: callbacks only note the result, and done() runs afterwards in
+ * the lane's thread, outside any libnbd call and any lock.
  */
 #include <errno.h>
 #include <libnbd.h>
@@ -30,6 +32,8 @@
 #define ALIGNMENT_MAX_BYTES   65536
 #define DEFAULT_TIMEOUT_MS    10000
 #define GOODBYE_TIMEOUT_MS    1000
+/* A lane without requests in flight looks so often whether a submitter has sent one. */
+#define IDLE_LOOK_MS 1000
 /* A request may wait behind others on a slow link as long as bytes move, but not longer than this many
  * timeouts. */
 #define PATIENCE 10
@@ -73,10 +77,11 @@ struct job {
 
 struct lane {
 	struct client *client;
-	struct nbd_handle *h; /* its thread's alone once that runs; NULL when dead */
 	pthread_t thread;
 	int wake_fd;
-	/* the thread's own */
+
+	pthread_mutex_t io;   /* what follows; may be held when `lock` is taken */
+	struct nbd_handle *h; /* NULL when dead */
 	struct job *flying[LANE_INFLIGHT_MAX];
 	unsigned nflying;
 	struct job *completed, **completed_tail;
@@ -153,31 +158,7 @@ static int prepare_buffer(struct client *c, struct job *job)
 	return 0;
 }
 
-static int client_submit(struct block *blk, struct block_request *req)
-{
-	struct client *c = (struct client *)blk;
-	if (atomic_load(&c->death))
-		return -ENOTCONN;
-	if (req->op == BLOCK_WRITE_ZEROES && (req->flags & BLOCK_REQ_NO_FALLBACK) && !c->can_fast_zero)
-		return -EOPNOTSUPP;
-	struct job *job = calloc(1, sizeof *job);
-	if (!job)
-		return -ENOMEM;
-	job->req = req;
-	job->kind = req->op == BLOCK_FLUSH && !c->can_flush ? JOB_NOTHING : JOB_IO;
-	bool changes = req->op != BLOCK_READ && req->op != BLOCK_FLUSH;
-	job->flush_after = changes && (req->flags & BLOCK_REQ_FUA) && !c->can_fua && c->can_flush;
-	int rc = prepare_buffer(c, job);
-	if (rc == 0)
-		rc = enqueue(next_lane(c), job);
-	if (rc) {
-		free(job->bounce);
-		free(job);
-	}
-	return rc;
-}
-
-/* --- the lane's thread --- */
+/* --- handing requests to libnbd; lane->io held --- */
 
 static void complete_later(struct job *job)
 {
@@ -290,6 +271,66 @@ static void issue(struct lane *lane, struct job *job)
 	}
 }
 
+static short poll_events(struct nbd_handle *h)
+{
+	unsigned dir = nbd_aio_get_direction(h);
+	return (dir & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) |
+	       (dir & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0);
+}
+
+/* --- submitting --- */
+
+/* lane->io held. */
+static bool can_send(struct lane *lane)
+{
+	SCOPE_LOCK(&lane->lock);
+	return lane->h && !lane->dead && !lane->pending && lane->nflying < LANE_INFLIGHT_MAX;
+}
+
+/* Takes the job over if it returns 0. */
+static int send_or_enqueue(struct lane *lane, struct job *job)
+{
+	if (pthread_mutex_trylock(&lane->io))
+		return enqueue(lane, job);
+	bool sent = can_send(lane), more = false;
+	if (sent) {
+		job->lane = lane;
+		issue(lane, job);
+		/* What is left to send, and results, are the thread's. */
+		more = lane->completed || (poll_events(lane->h) & POLLOUT);
+	}
+	pthread_mutex_unlock(&lane->io);
+	if (more)
+		wake(lane);
+	return sent ? 0 : enqueue(lane, job);
+}
+
+static int client_submit(struct block *blk, struct block_request *req)
+{
+	struct client *c = (struct client *)blk;
+	if (atomic_load(&c->death))
+		return -ENOTCONN;
+	if (req->op == BLOCK_WRITE_ZEROES && (req->flags & BLOCK_REQ_NO_FALLBACK) && !c->can_fast_zero)
+		return -EOPNOTSUPP;
+	struct job *job = calloc(1, sizeof *job);
+	if (!job)
+		return -ENOMEM;
+	job->req = req;
+	job->kind = req->op == BLOCK_FLUSH && !c->can_flush ? JOB_NOTHING : JOB_IO;
+	bool changes = req->op != BLOCK_READ && req->op != BLOCK_FLUSH;
+	job->flush_after = changes && (req->flags & BLOCK_REQ_FUA) && !c->can_fua && c->can_flush;
+	int rc = prepare_buffer(c, job);
+	if (rc == 0)
+		rc = send_or_enqueue(next_lane(c), job);
+	if (rc) {
+		free(job->bounce);
+		free(job);
+	}
+	return rc;
+}
+
+/* --- the lane's thread --- */
+
 static void finish(struct job *job, int result)
 {
 	if (job->kind == JOB_EXTENTS) {
@@ -315,7 +356,7 @@ static void finish(struct job *job, int result)
 	req->done(req, result);
 }
 
-/* No libnbd call is on the stack. */
+/* No libnbd call is on the stack. lane->io held on entry and return, not during done(). */
 static void run_completed(struct lane *lane)
 {
 	while (lane->completed) {
@@ -326,19 +367,21 @@ static void run_completed(struct lane *lane)
 		lane->flying[job->slot] = NULL;
 		lane->nflying--;
 		if (job->flush_after && job->result == 0) {
-			if (!lane->h) {
-				finish(job, -ENOTCONN);
+			if (lane->h) {
+				job->result = -EINPROGRESS; /* the write is done, its flush is not */
+				issue(lane, job);
 				continue;
 			}
-			job->result = -EINPROGRESS; /* the write is done, its flush is not */
-			issue(lane, job);
-			continue;
+			job->result = -ENOTCONN;
 		}
+		pthread_mutex_unlock(&lane->io);
 		finish(job, job->result);
+		pthread_mutex_lock(&lane->io);
 	}
 }
 
-/* The lane is lost: everything in flight and queued fails, and so will the other lanes. */
+/* The lane is lost: everything in flight and queued fails, and so will the other lanes. lane->io held on
+ * entry and return. */
 static void die(struct lane *lane, int code, const char *why)
 {
 	struct client *c = lane->client;
@@ -367,17 +410,21 @@ static void die(struct lane *lane, int code, const char *why)
 		if (job) {
 			lane->flying[i] = NULL;
 			lane->nflying--;
+			pthread_mutex_unlock(&lane->io);
 			finish(job, code);
+			pthread_mutex_lock(&lane->io);
 		}
 	}
+	pthread_mutex_unlock(&lane->io);
 	while (pending) {
 		struct job *job = pending;
 		pending = job->next;
 		finish(job, code);
 	}
+	pthread_mutex_lock(&lane->io);
 }
 
-/* Milliseconds until a request is overdue, at least 0; -1 without any. */
+/* Milliseconds until a request is overdue, at least 0. */
 static int until_overdue(const struct lane *lane)
 {
 	uint64_t timeout = lane->client->timeout_ms, now = clock_now_ms(), first = UINT64_MAX;
@@ -393,7 +440,7 @@ static int until_overdue(const struct lane *lane)
 			first = due;
 	}
 	if (first == UINT64_MAX)
-		return -1;
+		return timeout / 2 < IDLE_LOOK_MS ? (int)(timeout / 2) + 1 : IDLE_LOOK_MS;
 	return first <= now ? 0 : first - now > 60000 ? 60000 : (int)(first - now);
 }
 
@@ -415,13 +462,6 @@ static void take_pending(struct lane *lane, bool *closing)
 	}
 }
 
-static short poll_events(struct nbd_handle *h)
-{
-	unsigned dir = nbd_aio_get_direction(h);
-	return (dir & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) |
-	       (dir & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0);
-}
-
 /* 0, or -1 when the handle is lost. */
 static int notify(struct nbd_handle *h, short revents, short events)
 {
@@ -435,14 +475,17 @@ static int notify(struct nbd_handle *h, short revents, short events)
 	return rc < 0 || nbd_aio_is_dead(h) || nbd_aio_is_closed(h) ? -1 : 0;
 }
 
-/* One wait on the handle and on new work. */
+/* One wait on the handle and on new work. lane->io held on entry and return, not while waiting. */
 static void wait_and_serve(struct lane *lane)
 {
 	struct pollfd pfd[2] = {{.fd = nbd_aio_get_fd(lane->h)}, {.fd = lane->wake_fd, .events = POLLIN}};
 	pfd[0].events = poll_events(lane->h);
-	int rc = poll(pfd, 2, until_overdue(lane));
-	if (rc < 0 && errno != EINTR) {
-		die(lane, -errno, strerror(errno));
+	int timeout_ms = until_overdue(lane);
+	pthread_mutex_unlock(&lane->io);
+	int rc = poll(pfd, 2, timeout_ms), e = errno;
+	pthread_mutex_lock(&lane->io);
+	if (rc < 0 && e != EINTR) {
+		die(lane, -e, strerror(e));
 		return;
 	}
 	if (rc > 0 && pfd[1].revents) {
@@ -481,6 +524,7 @@ static void *lane_main(void *arg)
 {
 	struct lane *lane = arg;
 	pthread_setname_np(pthread_self(), "nbd-client");
+	pthread_mutex_lock(&lane->io);
 	for (;;) {
 		bool closing = false;
 		if (lane->h)
@@ -501,6 +545,7 @@ static void *lane_main(void *arg)
 		nbd_close(lane->h);
 		lane->h = NULL;
 	}
+	pthread_mutex_unlock(&lane->io);
 	return NULL;
 }
 
@@ -582,6 +627,7 @@ static void free_client(struct client *c)
 		if (lane->wake_fd >= 0)
 			close(lane->wake_fd);
 		pthread_mutex_destroy(&lane->lock);
+		pthread_mutex_destroy(&lane->io);
 	}
 	free(c);
 }
@@ -736,6 +782,7 @@ int nbd_client_open(const int *fds, unsigned nfds, const struct nbd_client_optio
 		lane->completed_tail = &lane->completed;
 		lane->wake_fd = -1;
 		pthread_mutex_init(&lane->lock, NULL);
+		pthread_mutex_init(&lane->io, NULL);
 	}
 	c->nlanes = nfds;
 	for (unsigned i = 0; rc == 0 && i < nfds; i++) {

@@ -23,24 +23,12 @@ struct nbd_reply *nbd_reply_create(struct nbd_connection *nc, const struct nbd_r
 	/* One that is larger than the whole budget goes alone. */
 	SCOPE_LOCK(&nc->lock);
 	while (nc->flight_bytes && nc->flight_bytes + r->cost_bytes > nc->server->opt.max_inflight_bytes)
-		pthread_cond_wait(&nc->changed, &nc->lock);
+		pthread_cond_wait(&nc->room, &nc->lock);
 	nc->flight_bytes += r->cost_bytes;
 	/* What is kept for later is within the budget too. */
 	size_t max = nc->server->opt.max_inflight_bytes;
 	nbd_buffers_trim(nc, max > nc->flight_bytes ? max - nc->flight_bytes : 0);
 	return r;
-}
-
-void nbd_reply_queue(struct nbd_reply *reply)
-{
-	struct nbd_connection *nc = reply->nc;
-	reply->next = NULL;
-	SCOPE_LOCK(&nc->lock);
-	*nc->replies_tail = reply;
-	nc->replies_tail = &reply->next;
-	if (reply->in_block)
-		nc->in_block--;
-	pthread_cond_broadcast(&nc->changed);
 }
 
 struct outgoing {
@@ -128,42 +116,106 @@ void nbd_reply_free(struct nbd_reply *r)
 		free(r->data);
 	pthread_mutex_lock(&nc->lock);
 	nc->flight_bytes -= r->cost_bytes;
-	pthread_cond_broadcast(&nc->changed);
+	pthread_cond_signal(&nc->room);
 	pthread_mutex_unlock(&nc->lock);
 	free(r);
+}
+
+/* nc->lock held. */
+static void append(struct nbd_connection *nc, struct nbd_reply *r)
+{
+	r->next = NULL;
+	*nc->replies_tail = r;
+	nc->replies_tail = &r->next;
+}
+
+/* No lock held, nc->sending is ours. True: it is on its way, or never will be. */
+static bool send_now(struct nbd_reply *r)
+{
+	struct nbd_connection *nc = r->nc;
+	struct outgoing out;
+	encode(&out, r);
+	if (out.niov > 1)
+		return false;
+	ssize_t n = conn_write_now(nc->conn, out.iov[0].iov_base, out.iov[0].iov_len, NULL);
+	if (n > 0)
+		r->sent_bytes = (size_t)n;
+	return n == (ssize_t)out.iov[0].iov_len;
+}
+
+static bool carries_data(const struct nbd_reply *r)
+{
+	return r->req.command == NBD_CMD_READ || r->req.command == NBD_CMD_BLOCK_STATUS;
+}
+
+void nbd_reply_queue(struct nbd_reply *r)
+{
+	struct nbd_connection *nc = r->nc;
+	bool in_block = r->in_block, sent = false;
+	pthread_mutex_lock(&nc->lock);
+	if (!carries_data(r) && !nc->replies && !nc->sending && !nc->dead) {
+		nc->sending = true;
+		pthread_mutex_unlock(&nc->lock);
+		sent = send_now(r);
+		if (sent)
+			nbd_reply_free(r);
+		pthread_mutex_lock(&nc->lock);
+		nc->sending = false;
+		if (!sent) { /* before those that came meanwhile, as a part of it may be sent */
+			r->next = nc->replies;
+			nc->replies = r;
+			if (!r->next)
+				nc->replies_tail = &r->next;
+		}
+	} else {
+		append(nc, r);
+	}
+	if (in_block)
+		nc->in_block--;
+	/* The writer may have something to send, or to end. */
+	if (nc->replies || nc->reader_done)
+		pthread_cond_broadcast(&nc->changed);
+	pthread_mutex_unlock(&nc->lock);
+}
+
+/* What send_now sent of it is not sent again. */
+static int send_rest(struct nbd_reply *r, struct error *err)
+{
+	struct outgoing out;
+	encode(&out, r);
+	out.iov[0].iov_base = (uint8_t *)out.iov[0].iov_base + r->sent_bytes;
+	out.iov[0].iov_len -= r->sent_bytes;
+	return conn_writev_full(r->nc->conn, out.iov, out.niov, NBD_STALL_TIMEOUT_MS, err);
 }
 
 void *nbd_reply_writer(void *arg)
 {
 	struct nbd_connection *nc = arg;
 	pthread_setname_np(pthread_self(), "nbd-reply");
+	pthread_mutex_lock(&nc->lock);
 	for (;;) {
-		pthread_mutex_lock(&nc->lock);
-		while (!nc->replies && !(nc->reader_done && !nc->in_block))
+		while (nc->sending || (!nc->replies && !(nc->reader_done && !nc->in_block)))
 			pthread_cond_wait(&nc->changed, &nc->lock);
 		struct nbd_reply *r = nc->replies;
-		if (r) {
-			nc->replies = r->next;
-			if (!nc->replies)
-				nc->replies_tail = &nc->replies;
-		}
-		bool dead = nc->dead;
-		pthread_mutex_unlock(&nc->lock);
 		if (!r)
-			return NULL;
-		if (!dead) {
-			struct outgoing out;
-			struct error err = ERROR_INIT;
-			encode(&out, r);
-			int rc = conn_writev_full(nc->conn, out.iov, out.niov, NBD_STALL_TIMEOUT_MS, &err);
-			if (rc) {
-				log_debug("nbd: reply not sent: %s", err.message);
-				pthread_mutex_lock(&nc->lock);
-				nc->dead = true;
-				pthread_mutex_unlock(&nc->lock);
-				conn_shutdown(nc->conn);
-			}
+			break;
+		nc->replies = r->next;
+		if (!nc->replies)
+			nc->replies_tail = &nc->replies;
+		bool dead = nc->dead;
+		nc->sending = true;
+		pthread_mutex_unlock(&nc->lock);
+		struct error err = ERROR_INIT;
+		int rc = dead ? 0 : send_rest(r, &err);
+		if (rc) {
+			log_debug("nbd: reply not sent: %s", err.message);
+			conn_shutdown(nc->conn);
 		}
 		nbd_reply_free(r);
+		pthread_mutex_lock(&nc->lock);
+		nc->dead |= rc != 0;
+		nc->sending = false;
 	}
+	pthread_mutex_unlock(&nc->lock);
+	return NULL;
 }

@@ -105,6 +105,7 @@ static void *connection_main(void *arg)
 	nbd_buffers_trim(nc, 0); /* no other thread is left */
 	pthread_mutex_destroy(&nc->lock);
 	pthread_cond_destroy(&nc->changed);
+	pthread_cond_destroy(&nc->room);
 	free(nc);
 
 	pthread_mutex_lock(&s->lock);
@@ -142,6 +143,7 @@ int nbd_server_add(struct nbd_server *s, struct conn *conn, struct error *err)
 	nc->replies_tail = &nc->replies;
 	pthread_mutex_init(&nc->lock, NULL);
 	pthread_cond_init(&nc->changed, NULL);
+	pthread_cond_init(&nc->room, NULL);
 
 	pthread_mutex_lock(&s->lock);
 	int rc = 0;
@@ -170,6 +172,7 @@ int nbd_server_add(struct nbd_server *s, struct conn *conn, struct error *err)
 		conn_close(conn);
 		pthread_mutex_destroy(&nc->lock);
 		pthread_cond_destroy(&nc->changed);
+		pthread_cond_destroy(&nc->room);
 		free(nc);
 	}
 	return rc;

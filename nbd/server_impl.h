@@ -4,8 +4,9 @@
  * serve.c: requests in; reply.c: replies out; buffer.c: their payload.
  *
  * A connection has two threads. The reader does the handshake, reads requests and submits them to the block;
- * completion callbacks append to the reply queue; the writer sends. So a slow socket never holds up a
- * completion thread, and the flight budget holds up the reader when the client does not take its replies.
+ * completion callbacks send a reply without data themselves if the socket takes it at once, and append it to
+ * the reply queue if not; the writer sends what is there. So a slow socket never holds up a completion
+ * thread, and the flight budget holds up the reader when the client does not take its replies.
  */
 #ifndef NBD_SERVER_IMPL_H
 #define NBD_SERVER_IMPL_H
@@ -52,6 +53,7 @@ struct nbd_reply {
 	struct iovec iov;
 	uint8_t *data;	     /* payload of a read or write (nbd_buffer_take), or an encoded block status */
 	uint32_t data_len;   /* of what block status sends */
+	size_t sent_bytes;   /* of it, before it came to the writer */
 	size_t cost_bytes;   /* charged to the budget */
 	uint64_t left_bytes; /* zeroes and discards go in pieces that the block takes */
 	bool in_block;	     /* counted in the connection's in_block */
@@ -67,9 +69,11 @@ struct nbd_connection {
 	bool no_zeroes;
 	pthread_t writer;
 
-	pthread_mutex_t lock; /* what follows */
-	pthread_cond_t changed;
+	pthread_mutex_t lock;	/* what follows */
+	pthread_cond_t changed; /* for the writer */
+	pthread_cond_t room;	/* in the budget, for the reader */
 	struct nbd_reply *replies, **replies_tail;
+	bool sending; /* somebody is */
 	size_t flight_bytes;
 	uint8_t *kept[NBD_KEPT_BUFFERS];
 	unsigned nkept;

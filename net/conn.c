@@ -258,6 +258,17 @@ int conn_write_full(struct conn *conn, const void *buf, size_t len, unsigned tim
 	return write_one(conn, (void *)buf, len, timeout_ms, err);
 }
 
+ssize_t conn_write_now(struct conn *conn, const void *buf, size_t len, struct error *err)
+{
+	struct iovec iov = {.iov_base = (void *)buf, .iov_len = len};
+	short events;
+
+	if (atomic_load(&conn->shut))
+		return error_set(err, ESHUTDOWN, "connection was shut down here");
+	return conn->ssl ? tls_write_step(conn, buf, len, &events, err)
+			 : plain_writev_step(conn, &iov, 1, &events, err);
+}
+
 /* Small pieces are joined into whole records; large ones go as they are. */
 static int tls_writev(struct conn *conn, const struct iovec *iov, int niov, unsigned timeout_ms,
 		      struct error *err)

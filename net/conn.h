@@ -62,6 +62,9 @@ int conn_fd(const struct conn *conn);
 int conn_read_full(struct conn *conn, void *buf, size_t len, unsigned timeout_ms, struct error *err);
 int conn_write_full(struct conn *conn, const void *buf, size_t len, unsigned timeout_ms, struct error *err);
 int conn_writev_full(struct conn *conn, struct iovec *iov, int niov, unsigned timeout_ms, struct error *err);
+/* Sends what the socket takes at once, without waiting: bytes sent, less than all perhaps, -EAGAIN for none,
+ * or an error. What is left must come next, unchanged. */
+ssize_t conn_write_now(struct conn *conn, const void *buf, size_t len, struct error *err);
 /* At least one byte, at most len; 0 = orderly close. */
 ssize_t conn_read_some(struct conn *conn, void *buf, size_t len, unsigned timeout_ms, struct error *err);
 /* Wakes blocked readers and writers with -ESHUTDOWN, and closes the sending direction. Any thread, not a
