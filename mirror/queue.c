@@ -106,7 +106,7 @@ static void unqueue(struct session *s, struct remote_piece *piece)
 void remote_queue_pump(struct session *s, struct mirror_work *work)
 {
 	struct remote_piece *piece;
-	while (!s->failed && (piece = s->unsent) &&
+	while (!s->failed && !s->stopping && (piece = s->unsent) &&
 	       (!s->sent_bytes || s->sent_bytes + remote_piece_wire_bytes(piece) <= s->window_bytes)) {
 		unqueue(s, piece);
 		send_piece(s, piece, work);
@@ -148,6 +148,7 @@ void remote_order_remove(struct session *s, struct range_entry *e, struct mirror
 		else
 			piece_ready(s, piece_of(g), work);
 	}
+	remote_queue_pump(s, work);
 }
 
 bool remote_order_enter(struct session *s, const struct range_entry *range, struct range_entry *e)

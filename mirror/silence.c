@@ -180,7 +180,7 @@ static void *worker_main(void *arg)
 		mirror_work_init(&work);
 		check_silence(s, now, &work);
 		verify_check_patience(s, now, &work);
-		if (s->failed || work.start || work.done) {
+		if (s->failed || work.start || work.send || work.done) {
 			pthread_mutex_unlock(&m->lock);
 			mirror_work_run(m, &work);
 			pthread_mutex_lock(&m->lock);

@@ -368,6 +368,10 @@ static int lock_chunk(struct verify *v, uint64_t chunk, struct error *err)
 	v->waits = true;
 	if (range_lock_add(&m->ranges, &v->range))
 		verify_granted(&v->range, &work);
+	/* What it waits for may be in there. */
+	pthread_mutex_unlock(&m->lock);
+	mirror_work_run(m, &work);
+	pthread_mutex_lock(&m->lock);
 	int rc;
 	while (!(rc = usable(v, err)) && v->waits)
 		pthread_cond_wait(&m->changed, &m->lock);

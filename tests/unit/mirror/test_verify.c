@@ -339,6 +339,35 @@ START_TEST(writes_go_on_during_verification)
 }
 END_TEST
 
+/* What is queued is a change under way: its chunk is no judgement, under the lock it is waited for. What was
+ * overwritten before it was sent is not counted. */
+START_TEST(a_buffered_session_is_compared_with_what_is_queued)
+{
+	struct bench b = {.delay_ms = 5};
+	struct mirror_verify_result res;
+	struct writer everywhere, one_place;
+	begin(&b, 8 * MIB);
+	b.r.remote->delay_ns = 10000000;
+	struct mirror_options opt = rig_options(&b.r);
+	opt.buffered = true;
+	opt.buffer_bytes = 1 * MIB;
+	rig_start(&b.r, &opt);
+	rig_wait_synced(&b.r);
+	writer_start(&everywhere, &b, 0, b.r.size - 4096);
+	writer_start(&one_place, &b, 3 * MIB, 8 * KIB);
+	verify_well(&b, &res);
+	ck_assert_uint_ge(res.retried, 3);
+	for (unsigned i = 0; i < 200; i++)
+		ck_assert_int_eq(guest_do(b.r.top, BLOCK_WRITE, 5 * MIB, 4096, (int)i), 0);
+	writer_stop(&everywhere);
+	writer_stop(&one_place);
+	struct error err = ERROR_INIT;
+	ck_assert_int_eq(mirror_flush_remote(b.r.m, &err), 0);
+	sums_agree(&b);
+	end(&b, true);
+}
+END_TEST
+
 static atomic_int locked_writes;
 
 static void write_meanwhile(struct bench *b, uint64_t first, unsigned n)
@@ -560,6 +589,7 @@ int main(void)
 	tcase_add_loop_test(tc, finds_a_flipped_bit, 0, 8);
 	tcase_add_loop_test(tc, finds_a_spoilt_write, 0, 2);
 	tcase_add_test(tc, writes_go_on_during_verification);
+	tcase_add_test(tc, a_buffered_session_is_compared_with_what_is_queued);
 	tcase_add_test(tc, a_guest_does_not_wait_for_a_slow_answer);
 	tcase_add_loop_test(tc, what_a_broken_session_left_is_compared_again, 0, 2);
 	tcase_add_test(tc, ends_with_its_session_or_an_error);
