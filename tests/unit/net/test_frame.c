@@ -86,7 +86,7 @@ static const struct {
 	uint8_t value;
 	const char *mention;
 } spoils[] = {
-	{0, 'X', "magic"},	{3, 0, "magic"}, {5, 0, "unknown type"}, {5, FRAME_FILE + 1, "unknown type"},
+	{0, 'X', "magic"},	{3, 0, "magic"}, {5, 0, "unknown type"}, {5, FRAME_SUMS + 1, "unknown type"},
 	{4, 1, "unknown type"}, {6, 1, "flags"}, {7, 1, "flags"},	 {16, 1, "at most"},
 	{16, 0xff, "at most"},
 };
@@ -207,12 +207,29 @@ START_TEST(test_what_cannot_be_sent)
 }
 END_TEST
 
+START_TEST(test_binary_types_and_their_limits)
+{
+	static const unsigned types[] = {FRAME_HASH_ASK, FRAME_HASHES, FRAME_SUMS};
+	for (unsigned i = 0; i < sizeof types / sizeof *types; i++) {
+		struct frame_header h = {.type = (uint16_t)types[i], .len = FRAME_HASHES_MAX_BYTES}, got;
+		uint8_t raw[FRAME_HEADER_BYTES];
+		ck_assert(!frame_type_is_json(types[i]));
+		frame_header_encode(raw, &h);
+		ck_assert_int_eq(frame_header_decode(raw, &got, NULL), 0);
+		h.len++;
+		frame_header_encode(raw, &h);
+		ck_assert_int_eq(frame_header_decode(raw, &got, NULL), -EPROTO);
+	}
+	ck_assert(frame_type_is_json(FRAME_HELLO));
+}
+END_TEST
+
 START_TEST(test_names)
 {
-	for (unsigned t = FRAME_HELLO; t <= FRAME_FILE; t++)
+	for (unsigned t = FRAME_HELLO; t <= FRAME_SUMS; t++)
 		ck_assert_str_ne(frame_type_name(t), "unknown");
 	ck_assert_str_eq(frame_type_name(0), "unknown");
-	ck_assert_str_eq(frame_type_name(FRAME_FILE + 1), "unknown");
+	ck_assert_str_eq(frame_type_name(FRAME_SUMS + 1), "unknown");
 }
 END_TEST
 
@@ -232,6 +249,7 @@ int main(void)
 	tcase_add_test(tc, test_bad_checksum);
 	tcase_add_test(tc, test_ends);
 	tcase_add_test(tc, test_what_cannot_be_sent);
+	tcase_add_test(tc, test_binary_types_and_their_limits);
 	tcase_add_test(tc, test_names);
 	suite_add_tcase(suite, tc);
 	runner = srunner_create(suite);
