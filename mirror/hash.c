@@ -11,8 +11,8 @@
 #include "base/cleanup.h"
 #include "mirror/proof.h"
 
-#define HASH_READS	 4
-#define HASH_PIECE_BYTES (1u << 20)
+#define HASH_READS	 8
+#define HASH_PIECE_BYTES (512u << 10)
 #define HASH_EXTENTS	 32
 
 static const uint8_t zeroes[64 << 10];

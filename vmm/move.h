@@ -19,8 +19,8 @@
 
 /* A disk is copied and proved in chunks of this size, or of the smallest power of two that makes no more of
  * them than a host keeps tables for (48 bytes each). */
-#define MOVE_CHUNK_BYTES UINT32_C(1048576)
-#define MOVE_CHUNKS_MAX	 (UINT64_C(1) << 22)
+#define MOVE_CHUNK_BYTES UINT32_C(262144)
+#define MOVE_CHUNKS_MAX	 (UINT64_C(1) << 20)
 
 /* Slower than this, a region of memory would take longer than silence may. */
 #define MOVE_BANDWIDTH_MIN (UINT64_C(1) << 20)

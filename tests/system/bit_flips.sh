@@ -71,7 +71,7 @@ file_data() {
 	echo old >"$T/bad.json"
 	begin in-mirror:hold --receipt "$T/bad.json"
 	spoil data.raw $((50 << 20)); go in-mirror; is_caught data $((50 << 20))
-	jq -e '(.agreed | not) and .result == "failed" and .disks[1].bad_offset == 52428800 and .disks[1].bad_bytes == 1048576' "$T/bad.json" >/dev/null || fail "$name: the receipt: $(cat "$T/bad.json")"
+	jq -e '(.agreed | not) and .result == "failed" and .disks[1].bad_offset == 52428800 and .disks[1].bad_bytes == 262144' "$T/bad.json" >/dev/null || fail "$name: the receipt: $(cat "$T/bad.json")"
 }
 file_hole() { point_a_at "$(address b):16516"; begin in-mirror:hold; spoil data.raw $((80 << 20)); go in-mirror; is_caught data $((80 << 20)); }
 file_qcow2() {
@@ -88,7 +88,7 @@ none() {
 	wait $mover || rc=$?
 	[ $rc = 0 ] || fail "$name: exit $rc: $(tail -n 1 "$T/move.json")"
 	proof=$(tail -n 1 "$T/move.json" | jq -c .proof)
-	jq -e '.agreed and (.disks | length == 2) and all(.disks[]; .root_source == .root_destination and .chunks_proved >= .chunks and .chunks == 96 and .mirrored_writes > 0)' <<<"$proof" >/dev/null || fail "$name: $proof"
+	jq -e '.agreed and (.disks | length == 2) and all(.disks[]; .root_source == .root_destination and .chunks_proved >= .chunks and .chunks == 384 and .mirrored_writes > 0)' <<<"$proof" >/dev/null || fail "$name: $proof"
 	[ "$(stat -c %a "$T/receipt.json")" = 600 ] && [ "$(ls "$T"/receipt.json*)" = "$T/receipt.json" ] || fail "$name: $(ls -l "$T"/receipt.json*)"
 	jq -e --argjson p "$proof" '.agreed and .result == "moved" and .disks == $p.disks and (.does_not_cover | length > 4) and (.does_not_cover[-1] | test("--no-tls"))
 		and .hosts.source.name == "hosta" and .hosts.destination.name == "hostb" and (.hosts[].certificate_sha256 | length) == 64 and .hosts.source != .hosts.destination
