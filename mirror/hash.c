@@ -64,6 +64,7 @@ static void update_zeroes(XXH3_state_t *st, uint64_t len)
 struct mirror_hash mirror_hash_zeroes(uint64_t seed, uint64_t len_bytes)
 {
 	XXH3_state_t st;
+	XXH3_INITSTATE(&st);
 	XXH3_128bits_reset_withSeed(&st, seed);
 	update_zeroes(&st, len_bytes);
 	XXH128_hash_t h = XXH3_128bits_digest(&st);

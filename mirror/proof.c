@@ -90,6 +90,7 @@ struct mirror_hash proof_root(const struct proof *p)
 	/* In the order of the wire, so that the root does not depend on this machine's. */
 	uint8_t raw[256 * MIRROR_HASH_BYTES];
 	XXH3_state_t st;
+	XXH3_INITSTATE(&st); /* or a former one in the same place would pass for one with this seed */
 	XXH3_128bits_reset_withSeed(&st, p->seed);
 	for (uint64_t c = 0; c < p->nchunks;) {
 		unsigned n = 0;
