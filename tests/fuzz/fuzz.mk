@@ -2,8 +2,13 @@
 # Every tests/fuzz/NAME.c but replay.c is a fuzzer (LLVMFuzzerTestOneInput) with its kept corpus in
 # tests/fuzz/corpus/NAME.
 #   make fuzz          libFuzzer through clang, FUZZ_SECONDS (default 20) each, in build-fuzz
+#   make fuzz-nbd      RUNS (default 100000) streams each to the NBD server and its parsers
+#   make fuzz-keep     what they found that is new goes into the kept corpora, minimised
 #   make fuzz-replay   the corpora once through an ordinary build: no clang needed
 FUZZ_SECONDS ?= 20
+RUNS ?= 100000
+FUZZ_LIMIT ?= -max_total_time=$(FUZZ_SECONDS)
+FUZZ_MAKE := $(MAKE) --no-print-directory B=build-fuzz CC=clang WERROR=0 SAN=address,undefined,fuzzer-no-link FUZZ_ENGINE=1
 FUZZ_NAMES := $(patsubst tests/fuzz/%.c,%,$(filter-out tests/fuzz/replay.c,$(wildcard tests/fuzz/*.c)))
 FUZZERS := $(FUZZ_NAMES:%=$(B)/fuzz/%)
 FUZZ_MAIN := $(if $(FUZZ_ENGINE),,$(B)/tests/fuzz/replay.o)
@@ -12,15 +17,25 @@ FUZZ_MAIN := $(if $(FUZZ_ENGINE),,$(B)/tests/fuzz/replay.o)
 $(FUZZERS): $(B)/fuzz/%: $(B)/tests/fuzz/%.o $(FUZZ_MAIN) $(ALL_LINK:%=$(B)/lib%.a)
 	$(call say,LD,$@) mkdir -p $(@D); $(CC) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(LDFLAGS_ALL) $(if $(FUZZ_ENGINE),-fsanitize=fuzzer,) $(LIBS_ALL)
 
-.PHONY: fuzz fuzz-run fuzz-replay
+.PHONY: fuzz fuzz-nbd fuzz-keep fuzz-run fuzz-keep-run fuzz-replay
 fuzz:
 	$(Q)if command -v clang >/dev/null; then \
-		$(MAKE) --no-print-directory B=build-fuzz CC=clang WERROR=0 SAN=address,undefined,fuzzer-no-link FUZZ_ENGINE=1 fuzz-run; \
+		$(FUZZ_MAKE) fuzz-run; \
 	else echo "skipped: clang is not installed: the corpora are only replayed"; $(MAKE) --no-print-directory fuzz-replay; fi
+fuzz-nbd:
+	$(Q)$(MAKE) --no-print-directory fuzz FUZZ_NAMES="nbd_options nbd_server" FUZZ_LIMIT=-runs=$(RUNS)
+fuzz-keep:
+	$(Q)$(FUZZ_MAKE) fuzz-keep-run
+fuzz-keep-run: $(FUZZERS)
+	$(Q)set -e; for n in $(FUZZ_NAMES); do \
+		[ ! -d $(B)/corpus/$$n ] || { mkdir -p tests/fuzz/corpus/$$n; \
+		$(B)/fuzz/$$n -merge=1 -max_len=2048 tests/fuzz/corpus/$$n $(B)/corpus/$$n >$(B)/fuzz/$$n.merge.log 2>&1; \
+		echo "$$n: $$(ls tests/fuzz/corpus/$$n | wc -l) inputs, $$(cat tests/fuzz/corpus/$$n/* | wc -c) bytes"; }; \
+	done
 fuzz-run: $(FUZZERS)
 	$(Q)set -e; for n in $(FUZZ_NAMES); do \
 		mkdir -p $(B)/corpus/$$n; \
-		$(B)/fuzz/$$n -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+		$(B)/fuzz/$$n $(FUZZ_LIMIT) -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
 			-artifact_prefix=$(B)/fuzz/$$n- $(B)/corpus/$$n $$([ ! -d tests/fuzz/corpus/$$n ] || echo tests/fuzz/corpus/$$n) \
 			>$(B)/fuzz/$$n.log 2>&1 || { tail -n 40 $(B)/fuzz/$$n.log; echo "FAIL $$n"; exit 1; }; \
 		echo "ok   $$n: $$(sed -n 's/^stat::number_of_executed_units: *//p' $(B)/fuzz/$$n.log) runs"; \
