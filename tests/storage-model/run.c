@@ -304,11 +304,12 @@ static void reach_handover(struct world *w)
 static void summary(struct world *w)
 {
 	printf("seed %u: %s -> %s, %llu KiB, chunks of %u KiB, %u connections%s; %zu requests at depth %u, "
-	       "%u sessions, %u "
+	       "%u sessions, %u buffered, %u "
 	       "broken (",
 	       w->seed, disk_kind_name(w->local.kind), disk_kind_name(w->remote.kind),
 	       (unsigned long long)(w->local.size_bytes / KIB), w->chunk_bytes / 1024, w->connections,
-	       w->tcp ? " by TCP" : "", w->model.nops, w->guest.opt.depth, w->sessions, w->broken);
+	       w->tcp ? " by TCP" : "", w->model.nops, w->guest.opt.depth, w->sessions, w->buffered,
+	       w->broken);
 	bool any = false;
 	for (unsigned i = 1; i < FAULTS; i++)
 		if (w->faults[i]) {

@@ -225,7 +225,8 @@ void session_forget_wires(struct world *w)
 
 void session_open(struct world *w, enum start how)
 {
-	bool last = !w->faults_left;
+	bool last = !w->faults_left, buffered = world_random(w, 3) == 0;
+	w->buffered += buffered;
 	static const char *const names[] = {[START_FIRST] = "first",
 					    [START_KEEP_MAP] = "map kept",
 					    [START_OVER] = "from the beginning",
@@ -244,6 +245,8 @@ void session_open(struct world *w, enum start how)
 		.requests_in_flight = 1 + world_random(w, 32),
 		.write_grace_ms = last ? PATIENT_MS : 20 + world_random(w, 200),
 		.bandwidth = &w->rate,
+		.buffered = buffered,
+		.buffer_bytes = buffered ? world_random_log(w, MIRROR_BUFFER_MIN_BYTES, 64u << 20) : 0,
 		.failed = mirror_failed,
 		.opaque = w,
 	};
@@ -251,7 +254,8 @@ void session_open(struct world *w, enum start how)
 	atomic_store(&w->failed_calls, 0);
 	plan_fault(w);
 	w->starts[how]++;
-	model_event(&w->model, "session %u: %s, %s", w->sessions, names[how], fault_name(w->fault));
+	model_event(&w->model, "session %u: %s, %s, %s", w->sessions, names[how],
+		    buffered ? "buffered" : "synchronous", fault_name(w->fault));
 	struct error err = ERROR_INIT;
 	ck_assert_msg(mirror_start(w->mirror, &opt, &err) == 0, "seed %u: %s", w->seed, err.message);
 	w->open = true;

@@ -68,7 +68,7 @@ struct world {
 	char why[200];
 
 	/* for the summary */
-	unsigned sessions, broken, handovers_done, settles;
+	unsigned sessions, broken, buffered, handovers_done, settles;
 	unsigned faults[FAULTS], starts[STARTS], proofs;
 };
 
