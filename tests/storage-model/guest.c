@@ -119,7 +119,7 @@ static void prepare(struct guest *g, struct guest_slot *slot)
 
 /* --- going --- */
 
-static void submit(struct guest *g, struct guest_slot *slot, uint32_t write_number, bool wild)
+static void submit(struct block *disk, struct guest_slot *slot, uint32_t write_number, bool wild)
 {
 	uint64_t len = slot->req.len_bytes, offset = slot->req.offset_bytes;
 	if (slot->req.op == BLOCK_WRITE)
@@ -127,7 +127,7 @@ static void submit(struct guest *g, struct guest_slot *slot, uint32_t write_numb
 	else if (slot->req.op == BLOCK_READ)
 		memset(slot->buf, 0xee, len);
 	submitting = true;
-	int rc = block_submit(g->disk, &slot->req);
+	int rc = block_submit(disk, &slot->req);
 	submitting = false;
 	if (rc) {
 		request_done(&slot->req, rc);
@@ -144,8 +144,9 @@ static void prepare_and_submit(struct guest *g, struct guest_slot *slot)
 	const struct model_op *o = &g->model->ops[slot->op];
 	uint32_t write_number = o->number;
 	bool wild = o->wild;
+	struct block *disk = g->disk;
 	pthread_mutex_unlock(&g->model->lock);
-	submit(g, slot, write_number, wild);
+	submit(disk, slot, write_number, wild);
 	pthread_mutex_lock(&g->model->lock);
 }
 
