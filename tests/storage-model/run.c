@@ -322,11 +322,19 @@ static void summary(struct world *w)
 	fflush(stdout);
 }
 
+/* rand_r's first numbers are alike for seeds that are neighbours: MurmurHash3's finalizer. */
+static unsigned scatter(unsigned x)
+{
+	x = (x ^ x >> 16) * 0x85ebca6bu;
+	x = (x ^ x >> 13) * 0xc2b2ae35u;
+	return x ^ x >> 16;
+}
+
 void run_seed(unsigned seed)
 {
 	struct world *w = calloc(1, sizeof *w);
 	w->seed = seed;
-	w->rng = seed * 2654435761u;
+	w->rng = scatter(seed);
 	atomic_init(&w->failed_calls, 0);
 	rate_limit_init(&w->rate, 0);
 	plan(w);

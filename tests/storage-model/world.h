@@ -16,7 +16,7 @@
 #include "tests/storage-model/wire.h"
 
 #define WIRES_MAX 4
-#define HANG_S	  60
+#define HANG_S	  150
 
 enum fault {
 	FAULT_NONE,
