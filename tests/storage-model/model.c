@@ -56,8 +56,10 @@ void model_event(struct model *m, const char *fmt, ...)
 	m->events[i].at_ns = clock_now_ns();
 	memcpy(m->events[i].text, text, sizeof text);
 	pthread_mutex_unlock(&m->lock);
-	if (getenv("SNM_STORAGE_VERBOSE"))
-		printf("  %9.3f ms  %s\n", ms_since_begin(m, clock_now_ns()), text);
+	if (!getenv("SNM_STORAGE_VERBOSE"))
+		return;
+	printf("  %9.3f ms  %s\n", ms_since_begin(m, clock_now_ns()), text);
+	fflush(stdout);
 }
 
 static bool touches(const struct model_op *op, uint64_t offset, uint64_t len)

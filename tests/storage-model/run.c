@@ -108,9 +108,9 @@ static bool make_disks(struct world *w)
 	w->remote_shaky->count_overlaps = true;
 	shaky_fence(w->remote_shaky, true);
 	if (world_random(w, 3) == 0)
-		shaky_delay(w->local_shaky, 1 + world_random(w, 2000));
+		shaky_delay(w->local_shaky, 1 + world_random(w, w->chunk_bytes < 65536 ? 100 : 2000));
 	if (world_random(w, 3) == 0)
-		shaky_delay(w->remote_shaky, 1 + world_random(w, 4000));
+		shaky_delay(w->remote_shaky, 1 + world_random(w, w->chunk_bytes < 65536 ? 200 : 4000));
 	return true;
 }
 
