@@ -126,9 +126,11 @@ int partial_unnote(const char *folder, struct error *err)
 {
 	char path[REGISTRY_PATH_BYTES];
 	int rc = fs_join(path, sizeof path, folder, PARTIAL_NOTE, err);
-	if (!rc && unlink(path) < 0 && errno != ENOENT)
-		rc = error_errno(err, errno, "%s", path);
-	return rc;
+	if (rc)
+		return rc;
+	if (unlink(path) < 0)
+		return errno == ENOENT ? 0 : error_errno(err, errno, "%s", path);
+	return fs_sync_dir(folder, err);
 }
 
 /* ---- folders ----

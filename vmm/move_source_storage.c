@@ -182,7 +182,8 @@ static int redial(struct move *mv, unsigned i, unsigned *tries, struct error *er
 	}
 }
 
-/* What the destination holds of an earlier attempt: chunks that agree need no copy. The pass goes on with the rest. */
+/* What the destination holds of an earlier attempt: chunks that agree need no copy. The pass goes on with the
+ * rest. */
 static int adopt(struct move *mv, unsigned i, struct error *err)
 {
 	struct mirror *m = mv->vm->disks[i].mirror;
@@ -230,7 +231,8 @@ static int sync_disk(struct move *mv, unsigned i, struct error *err)
 			tries = 0;
 		best = st.synced_bytes > best ? st.synced_bytes : best;
 		moved = now_moved;
-		/* A disk that is full, here or there, and hashes that cannot be had are no matter of this session. */
+		/* A disk that is full, here or there, and hashes that cannot be had are no matter of this
+		 * session. */
 		if (e.code == -ENOSPC || (mv->resumed[i] && !st.failed)) {
 			error_copy(err, &e);
 			return e.code;
@@ -250,7 +252,8 @@ static int sync_disk(struct move *mv, unsigned i, struct error *err)
 
 int source_storage_sync(struct move *mv, struct error *err)
 {
-	/* All before one of them is waited for, so that every pass begins; what fails here is met again below. */
+	/* All before one of them is waited for, so that every pass begins; what fails here is met again
+	 * below. */
 	for (unsigned i = 0; i < mv->vm->def.ndisks; i++) {
 		struct error e = ERROR_INIT;
 		if (mv->resumed[i] && adopt(mv, i, &e))
