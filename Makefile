@@ -9,16 +9,17 @@ V ?= 0
 Q := $(if $(filter 1,$(V)),,@)
 say = $(if $(filter 1,$(V)),,@printf '  %-7s %s\n' '$(1)' '$(2)';)
 
-MODULES := base net block nbd mirror memxfer host vmm
+MODULES := base net block nbd mirror memxfer host vmm tui
 PKGS := libnbd libzstd openssl jansson libxxhash liburing libmnl
 ifeq ($(filter clean format,$(MAKECMDGOALS)),)
-MISSING_PKGS := $(shell for p in $(PKGS) check; do pkg-config --exists $$p || echo $$p; done)
+MISSING_PKGS := $(shell for p in $(PKGS) ncursesw check; do pkg-config --exists $$p || echo $$p; done)
 ifneq ($(strip $(MISSING_PKGS)),)
 $(error missing development packages: $(MISSING_PKGS). Run tools/setup, or tools/setup --print for the list)
 endif
 endif
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
+TUI_LIBS := $(shell pkg-config --libs ncursesw 2>/dev/null)
 CHECK_LIBS := $(shell pkg-config --libs check 2>/dev/null)
 
 VERSION := $(shell cat VERSION)
@@ -39,6 +40,7 @@ USES_block := base net
 USES_nbd := base net block
 USES_mirror := base block
 USES_memxfer := base net
+USES_tui := base
 USES_vmm := base net block nbd mirror memxfer host
 # block's NBD driver and the NBD client need one another (block drives remote images through nbd's client)
 LINK_block := block nbd net base
@@ -48,6 +50,7 @@ LINK_base := base
 LINK_net := net base
 LINK_host := host net base
 LINK_memxfer := memxfer net base
+LINK_tui := tui base
 LINK_vmm := vmm mirror memxfer nbd block host net base
 
 define module
@@ -80,7 +83,8 @@ $$(B)/bin/$(1): $$(B)/tools/$(1).o $$(SUB_$(1)) $$(PROG_LINK_$(1):%=$$(B)/lib%.a
 endef
 PROG_LINK_snvmm := $(LINK_vmm)
 PROG_LINK_snmigrated := host net base
-PROG_LINK_snmigrate := host net base
+PROG_LINK_snmigrate := tui host net base
+LIBS_snmigrate := $(TUI_LIBS)
 PROG_LINK_snvm := host net base
 PROG_LINK_snnbd := nbd block net base
 $(foreach p,$(patsubst tools/%.c,%,$(wildcard tools/*.c)),$(eval $(call program,$(p))))

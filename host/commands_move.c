@@ -253,8 +253,9 @@ int command_move(struct command_context *c, struct error *err)
 		return rc == -EREMOTE && status ? status : EXIT_FAILED;
 	}
 	log_info("VM %s: move to %s begins, epoch %" PRIu64, f.vm.rec.name, host, f.epoch);
-	reply_ok(c->client, json_pack("{s:s, s:s, s:s, s:I}", "vm", f.vm.rec.name, "uuid", f.vm.rec.uuid,
-				      "destination", host, "epoch", (json_int_t)f.epoch));
+	reply_ok(c->client,
+		 json_pack("{s:s, s:s, s:s, s:s, s:I}", "vm", f.vm.rec.name, "uuid", f.vm.rec.uuid, "host",
+			   d->cfg->name, "destination", host, "epoch", (json_int_t)f.epoch));
 	follow_to_end(&f, vmm);
 	jsonl_close(vmm);
 	return 0;
@@ -327,6 +328,27 @@ bool move_result_find(struct daemon *d, const char *name, json_t **out)
 	return *out != NULL;
 }
 
+/* Which move it is that the snvmm speaks of: the record may not know of one that has just begun. */
+static int begin_watch(struct follow *f, struct jsonl *vmm)
+{
+	json_t *request = json_pack("{s:s}", "cmd", "info"), *info = NULL;
+	int rc = jsonl_call(vmm, request, &info, NULL, DAEMON_CALL_TIMEOUT_MS, NULL);
+	json_t *move = json_object_get(info, "migrating");
+	const char *destination = json_string_value(json_object_get(move, "destination"));
+	json_int_t epoch = json_integer_value(json_object_get(move, "epoch"));
+	if (destination && epoch > 0 && (uint64_t)epoch >= f->epoch) {
+		snprintf(f->destination, sizeof f->destination, "%s", destination);
+		f->epoch = (uint64_t)epoch;
+	}
+	json_decref(info);
+	json_decref(request);
+	request = json_pack("{s:s}", "cmd", "watch");
+	if (!rc)
+		rc = jsonl_call(vmm, request, NULL, NULL, DAEMON_CALL_TIMEOUT_MS, NULL);
+	json_decref(request);
+	return rc;
+}
+
 int command_watch(struct command_context *c, struct error *err)
 {
 	struct daemon *d = c->daemon;
@@ -347,17 +369,16 @@ int command_watch(struct command_context *c, struct error *err)
 		for (int i = 0; i < 20 && !keeper_is_live(f.vm.keeper) && f.vm.keeper->rounds == 0; i++)
 			clock_sleep_ms(50);
 	}
-	json_t *request = json_pack("{s:s}", "cmd", "watch");
 	int rc = known ? vm_connect(&f.vm, &vmm, NULL) : -ENOENT;
 	if (!rc)
-		rc = jsonl_call(vmm, request, NULL, NULL, DAEMON_CALL_TIMEOUT_MS, NULL);
-	json_decref(request);
+		rc = begin_watch(&f, vmm);
 	bool ended = move_result_find(d, name, &stored);
 	uint64_t epoch = ended ? (uint64_t)json_integer_value(json_object_get(stored, "epoch")) : 0;
 	const char *result = json_string_value(json_object_get(stored, "result"));
 	if (rc == 0) {
-		reply_ok(c->client, json_pack("{s:s, s:s, s:I}", "vm", f.vm.rec.name, "uuid", f.vm.rec.uuid,
-					      "epoch", (json_int_t)f.epoch));
+		reply_ok(c->client, json_pack("{s:s, s:s, s:s, s:s, s:I}", "vm", f.vm.rec.name, "uuid",
+					      f.vm.rec.uuid, "host", d->cfg->name, "destination",
+					      f.destination, "epoch", (json_int_t)f.epoch));
 		follow_to_end(&f, vmm);
 	} else if (known && since > 0 && (epoch < (uint64_t)since || (result && !strcmp(result, "moved")))) {
 		/* the move that the client knows ended without its last line, or is being cleaned */

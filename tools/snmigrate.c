@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The command people type. */
 #include <getopt.h>
+#include <locale.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -106,6 +107,7 @@ int main(int argc, char **argv)
 						{0}};
 	struct snmigrate s = {0};
 	log_init("snmigrate");
+	setlocale(LC_CTYPE, ""); /* what may be shown; numbers stay as they are */
 	signal(SIGPIPE, SIG_IGN);
 	/* The short form may begin with options: find the first word that is none. */
 	int at = 1;

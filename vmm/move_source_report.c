@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -29,6 +30,9 @@ struct report {
 	uint64_t done_bytes, total_bytes;
 	uint64_t copied_bytes, copied_before, done_before, last_us;
 	double progress; /* done bytes a second, smoothed */
+	unsigned round;	 /* of the memory, and what it began with */
+	uint64_t round_bytes;
+	double shrink; /* how much of a round's bytes the next one has; 0 = not known */
 };
 
 /* So much guest memory there is to send: what is populated, by regions of 2 MiB. */
@@ -40,6 +44,22 @@ static uint64_t populated_bytes(struct vm *vm)
 	if (!map || mem_populated_regions(&space, map, NULL))
 		return vm->def.memory_bytes;
 	return bitmap_count(map, n) * MEM_REGION_BYTES;
+}
+
+/* How the rounds get shorter, or do not. */
+static void look_at_rounds(struct report *r)
+{
+	const struct mem_stats *mem = &r->mv->mem;
+	if (mem->round == r->round)
+		return;
+	if (r->round && r->round_bytes && mem->round > r->round) {
+		double ratio =
+			pow((double)mem->round_bytes / (double)r->round_bytes, 1.0 / (mem->round - r->round));
+		ratio = ratio < 1 ? ratio : 1;
+		r->shrink = r->shrink > 0 ? (r->shrink + ratio) / 2 : ratio;
+	}
+	r->round = mem->round;
+	r->round_bytes = mem->round_bytes;
 }
 
 /* Bytes moved and to move, over disks and memory: what the per cent is made of. mv->lock held. */
@@ -70,6 +90,7 @@ static void look(struct report *r)
 	r->total_bytes += share;
 	if (mv->sender)
 		mem_sender_stats(mv->sender, &mv->mem);
+	look_at_rounds(r);
 	if (mv->mem.total_bytes) {
 		r->total_bytes += mv->mem.total_bytes;
 		if (mv->mem.remaining_bytes < mv->mem.total_bytes)
@@ -79,16 +100,29 @@ static void look(struct report *r)
 	}
 }
 
-/* Milliseconds to the end, 0 = not known: the bytes still to move at the pace so far; those of the memory and
- * what the guest dirties while they travel. */
+/* Bytes of the rounds that are still to come, until what is left fits the downtime aimed at or the rounds are
+ * used up. */
+static double bytes_of_rounds(const struct report *r, double pace)
+{
+	const struct move_options *opt = &r->mv->opt;
+	double sum = 0, next = (double)r->round_bytes * r->shrink;
+	for (unsigned n = r->round; n && n < opt->max_rounds && next > pace * opt->max_downtime_ms / 1000;
+	     n++) {
+		sum += next;
+		next *= r->shrink;
+	}
+	return sum;
+}
+
+/* Milliseconds to the end, 0 = not known: the bytes still to move at the pace so far, and in the rounds of
+ * the memory what the guest dirties while they travel. */
 static uint64_t predict_end_ms(const struct report *r, enum move_phase phase)
 {
 	const struct mem_stats *mem = &r->mv->mem;
 	double left = (double)(r->total_bytes - r->done_bytes), pace = r->progress;
-	if (phase >= MOVE_MEMORY && mem->rate_bytes_per_s) {
+	if (phase == MOVE_MEMORY && mem->rate_bytes_per_s) {
 		pace = (double)mem->rate_bytes_per_s;
-		double again = (double)mem->dirty_bytes_per_s / pace;
-		left /= again < 0.9 ? 1 - again : 0.1;
+		left += bytes_of_rounds(r, pace);
 	}
 	double ms = pace > 0 ? left * 1000 / pace : 0;
 	return ms < 1e15 ? (uint64_t)ms : 0;

@@ -8,6 +8,11 @@
 #include "host/exit.h"
 #include "host/jsonl.h"
 #include "tools/libsnmigrate/snmigrate.h"
+#include "tui/model.h"
+#include "tui/text.h"
+
+/* Reasons have up to 512 bytes. */
+#define SHOWN_BYTES 1024
 
 static const char *text(const json_t *o, const char *key)
 {
@@ -20,11 +25,20 @@ static double number(const json_t *o, const char *key)
 	return json_number_value(json_object_get(o, key));
 }
 
-void display_begin(struct display *d, bool json, const char *vm, const char *host)
+/* For a person: what comes from elsewhere must not steer the terminal. */
+static const char *shown(const json_t *o, const char *key, char buf[SHOWN_BYTES])
 {
-	*d = (struct display){.json = json, .terminal = !json && isatty(STDOUT_FILENO)};
-	snprintf(d->vm, sizeof d->vm, "%s", vm);
-	snprintf(d->host, sizeof d->host, "%s", host);
+	text_clean(buf, SHOWN_BYTES, text(o, key));
+	return buf;
+}
+
+void display_begin(struct display *d, bool json, bool many, const char *vm, const char *host,
+		   const struct view *view)
+{
+	*d = (struct display){
+		.json = json, .terminal = !json && !many && isatty(STDOUT_FILENO), .view = view};
+	text_clean(d->vm, sizeof d->vm, vm);
+	text_clean(d->host, sizeof d->host, host);
 }
 
 static void print_json(json_t *event)
@@ -45,27 +59,15 @@ static void clear_line(struct display *d)
 
 void display_note(struct display *d, const char *fmt, ...)
 {
+	char said[SHOWN_BYTES], clean[SHOWN_BYTES];
 	va_list ap;
 	clear_line(d);
 	fflush(stdout);
 	va_start(ap, fmt);
-	fputs("snmigrate: ", stderr);
-	vfprintf(stderr, fmt, ap);
-	fputc('\n', stderr);
+	vsnprintf(said, sizeof said, fmt, ap);
 	va_end(ap);
-}
-
-/* "12.3 MB": decimal, as links are. */
-static const char *bytes(double n, char *buf, size_t size)
-{
-	static const char *const units[] = {"B", "kB", "MB", "GB", "TB"};
-	unsigned u = 0;
-	while (n >= 999.5 && u < 4) {
-		n /= 1000;
-		u++;
-	}
-	snprintf(buf, size, u && n < 99.95 ? "%.1f %s" : "%.0f %s", n, units[u]);
-	return buf;
+	text_clean(clean, sizeof clean, said);
+	fprintf(stderr, "snmigrate: %s\n", clean);
 }
 
 /* "4m50s" */
@@ -81,28 +83,38 @@ static const char *minutes(double ms, char *buf, size_t size)
 	return buf;
 }
 
-static void show_line(struct display *d, const json_t *event)
+static void show_line(struct display *d)
 {
-	char rate[32], dirty[32], left[48] = "";
-	double eta = number(event, "eta_ms"), speed = number(event, "rate_bytes_per_s");
-	if (eta > 0) {
-		unsigned long s = (unsigned long)((eta + 999) / 1000);
-		snprintf(left, sizeof left, "  %lu:%02lu left", s / 60, s % 60);
-	}
-	char line[256];
+	const struct view *v = d->view;
+	char rate[TEXT_BYTES], dirty[TEXT_BYTES], left[TEXT_BYTES], line[256];
 	int n = snprintf(line, sizeof line, "%s -> %s  %-9s %3.0f %%  %s/s", d->vm, d->host, d->phase,
-			 d->percent, bytes(speed, rate, sizeof rate));
-	double dirtied = number(event, "dirty_bytes_per_s");
-	if (dirtied > 0 && n > 0 && (size_t)n < sizeof line)
+			 v->percent, text_bytes((double)v->send_rate, rate));
+	if (v->dirty_rate && n > 0 && (size_t)n < sizeof line)
 		n += snprintf(line + n, sizeof line - (size_t)n, "  dirty %s/s",
-			      bytes(dirtied, dirty, sizeof dirty));
-	if (n > 0 && (size_t)n < sizeof line)
-		snprintf(line + n, sizeof line - (size_t)n, "%s", left);
-	size_t len = strlen(line);
+			      text_bytes((double)v->dirty_rate, dirty));
+	if (v->left_known && n > 0 && (size_t)n < sizeof line)
+		snprintf(line + n, sizeof line - (size_t)n, "  %s left", text_clock(v->left_ms, left));
+	unsigned len = text_cells(line);
 	int pad = d->width > len ? (int)(d->width - len) : 0;
 	printf("\r%s%*s", line, pad, "");
-	d->width = (unsigned)len;
+	d->width = len;
 	fflush(stdout);
+}
+
+/* Without a line that shows per cent and time left, why these change does not matter. */
+static void show_messages(struct display *d, bool progress)
+{
+	const struct view *v = d->view;
+	if (v->nmessages - d->told > VIEW_MESSAGES)
+		d->told = v->nmessages - VIEW_MESSAGES;
+	/* what replaces its predecessor is told once */
+	for (; d->told < v->nmessages; d->told++) {
+		if (progress && !d->terminal)
+			continue;
+		clear_line(d);
+		printf("%s: %s\n", d->vm, view_message(v, d->told)->text);
+		fflush(stdout);
+	}
 }
 
 void display_event(struct display *d, json_t *event)
@@ -126,15 +138,18 @@ void display_event(struct display *d, json_t *event)
 		char left[32];
 		display_note(d, "%s; the VM runs on here, retrying for another %s", text(event, "reason"),
 			     minutes(number(event, "left_ms"), left, sizeof left));
+		d->told = d->view->nmessages;
 		return;
 	}
 	if (!*d->host) /* of a watch */
-		snprintf(d->host, sizeof d->host, "%s", text(event, "peer"));
-	bool changed = *text(event, "phase") && strcmp(d->phase, text(event, "phase"));
+		text_clean(d->host, sizeof d->host, text(event, "peer"));
+	const char *name = view_phase_name(d->view);
+	bool changed = strcmp(d->phase, name) != 0;
 	if (changed)
-		snprintf(d->phase, sizeof d->phase, "%s", text(event, "phase"));
+		snprintf(d->phase, sizeof d->phase, "%s", name);
+	show_messages(d, !strcmp(text(event, "event"), "progress"));
 	if (d->terminal)
-		show_line(d, event);
+		show_line(d);
 	else if (phase && changed) {
 		printf("%s -> %s: %s\n", d->vm, d->host, d->phase);
 		fflush(stdout);
@@ -143,29 +158,31 @@ void display_event(struct display *d, json_t *event)
 
 static void print_moved(struct display *d, const json_t *event, int status)
 {
-	char disk[32], memory[32], wire[32];
+	char disk[TEXT_BYTES], memory[TEXT_BYTES], wire[TEXT_BYTES], clean[SHOWN_BYTES];
 	json_t *path;
 	size_t i;
 	printf("VM %s moved to %s", d->vm, d->host);
 	if (json_is_number(json_object_get(event, "downtime_ms")))
 		printf(" in %.1f s; downtime %.0f ms, disks %s, memory %s, on the wire %s, %.0f rounds",
 		       number(event, "total_ms") / 1000, number(event, "downtime_ms"),
-		       bytes(number(event, "disk_bytes"), disk, sizeof disk),
-		       bytes(number(event, "memory_bytes"), memory, sizeof memory),
-		       bytes(number(event, "wire_bytes"), wire, sizeof wire), number(event, "rounds"));
+		       text_bytes(number(event, "disk_bytes"), disk),
+		       text_bytes(number(event, "memory_bytes"), memory),
+		       text_bytes(number(event, "wire_bytes"), wire), number(event, "rounds"));
 	putchar('\n');
 	fflush(stdout);
 	json_array_foreach(json_object_get(event, "left_behind"), i, path)
-		fprintf(stderr, "snmigrate: left behind: %s\n", json_string_value(path));
+	{
+		text_clean(clean, sizeof clean, json_string_value(path));
+		fprintf(stderr, "snmigrate: left behind: %s\n", clean);
+	}
 	if (status != EXIT_MOVED)
-		fprintf(stderr, "snmigrate: %s\n", text(event, "reason"));
+		fprintf(stderr, "snmigrate: %s\n", shown(event, "reason", clean));
 }
 
 static void print_reason(struct display *d, const json_t *event, int status)
 {
-	const char *reason = text(event, "reason");
-	if (!*reason)
-		reason = text(event, "result");
+	char clean[SHOWN_BYTES];
+	const char *reason = shown(event, *text(event, "reason") ? "reason" : "result", clean);
 	if (status == EXIT_FAILED || status == EXIT_CANCELLED)
 		fprintf(stderr, "snmigrate: VM %s stays here: %s\n", d->vm, reason);
 	else
@@ -178,7 +195,7 @@ int display_end(struct display *d, json_t *event)
 	bool moved = !strcmp(text(event, "result"), "moved");
 	int status = json_is_integer(exit_status) ? (int)json_integer_value(exit_status) : EXIT_FAILED;
 	if (!*d->host)
-		snprintf(d->host, sizeof d->host, "%s", text(event, "destination"));
+		text_clean(d->host, sizeof d->host, text(event, "destination"));
 	clear_line(d);
 	if (d->json) {
 		json_object_del(event, "final");

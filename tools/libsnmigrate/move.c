@@ -1,12 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <errno.h>
 #include <getopt.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/clock.h"
 #include "host/client.h"
 #include "host/config.h"
 #include "host/exit.h"
@@ -14,163 +11,15 @@
 #include "tools/libsnmigrate/receipt.h"
 #include "tools/libsnmigrate/snmigrate.h"
 
-#define FIRST_REPLY_TIMEOUT_MS 60000
-#define CALL_TIMEOUT_MS	       60000
-#define POLL_MS		       250
-#define RECONNECT_MS	       30000 /* docs/handover.md, "What users see" */
-#define DOWNTIME_MAX_MS	       3600000
-
-static volatile sig_atomic_t interrupted;
-
-static void on_interrupt(int sig)
-{
-	interrupted = 1;
-}
-
-static void catch_interrupts(void)
-{
-	struct sigaction sa = {.sa_handler = on_interrupt};
-	sigaction(SIGINT, &sa, NULL);
-	sigaction(SIGTERM, &sa, NULL);
-	sigaction(SIGHUP, &sa, NULL);
-}
-
-/* What identifies the move when the daemon has to be asked anew. */
-struct session {
-	struct snmigrate *s;
-	struct display display;
-	char vm[64], uuid[40];
-	json_int_t epoch;
-	struct jsonl *link;
-	struct receipt receipt;
-};
-
-static void remember(struct session *m, const json_t *reply)
-{
-	const char *uuid = json_string_value(json_object_get(reply, "uuid"));
-	if (uuid)
-		snprintf(m->uuid, sizeof m->uuid, "%s", uuid);
-	m->epoch = json_integer_value(json_object_get(reply, "epoch"));
-}
-
-static json_t *watch_request(const struct session *m)
-{
-	json_t *o = json_pack("{s:s, s:s, s:I}", "cmd", "watch", "vm", m->vm, "epoch", m->epoch);
-	if (*m->uuid)
-		json_object_set_new(o, "uuid", json_string(m->uuid));
-	return o;
-}
-
-/* The daemon has gone: the move goes on without it, and a new one will know. */
-static int reconnect(struct session *m, struct error *err)
-{
-	uint64_t deadline = clock_now_ms() + RECONNECT_MS;
-	jsonl_close(m->link);
-	m->link = NULL;
-	display_note(&m->display, "the daemon went away; the move goes on, looking for it for %d s",
-		     RECONNECT_MS / 1000);
-	do {
-		clock_sleep_ms(POLL_MS);
-		int status = 0;
-		json_t *request = watch_request(m), *reply = NULL;
-		int rc = client_connect(m->s->control, &m->link, err);
-		if (!rc)
-			rc = jsonl_call(m->link, request, &reply, &status, FIRST_REPLY_TIMEOUT_MS, err);
-		json_decref(request);
-		json_decref(reply);
-		if (!rc)
-			return 0;
-		jsonl_close(m->link);
-		m->link = NULL;
-	} while (!interrupted && clock_now_ms() < deadline);
-	return -ETIMEDOUT;
-}
-
-static int leave(struct session *m)
-{
-	/* not an outcome: the move has none yet */
-	display_note(&m->display,
-		     "the move of VM %s goes on; \"snmigrate watch %s\" follows it, \"snmigrate cancel %s\" "
-		     "ends it",
-		     m->vm, m->vm, m->vm);
-	return 128 + SIGINT;
-}
-
-static int follow(struct session *m)
-{
-	char reason[512];
-	for (;;) {
-		json_t *event = NULL;
-		struct error err = ERROR_INIT;
-		if (interrupted)
-			return leave(m);
-		int rc = jsonl_read(m->link, &event, NULL, POLL_MS, &err);
-		if (rc == -ETIMEDOUT)
-			continue;
-		if (rc < 0) {
-			if (reconnect(m, &err) == 0)
-				continue;
-			if (interrupted)
-				return leave(m);
-			snprintf(reason, sizeof reason,
-				 "snmigrated does not answer; the move of VM %s goes on by itself: start "
-				 "snmigrated again, then see snmigrate watch %s",
-				 m->vm, m->vm);
-			return display_failure(&m->display, "in-doubt", EXIT_IN_DOUBT, reason);
-		}
-		if (json_object_get(event, "result")) {
-			/* The outcome stays what it is: it is said in words that there is no receipt. */
-			if (receipt_write(&m->receipt, event, &err))
-				display_note(&m->display, "%s", err.message);
-			int status = display_end(&m->display, event);
-			json_decref(event);
-			return status;
-		}
-		display_event(&m->display, event);
-		json_decref(event);
-	}
-}
-
-/* The first request, then the events. */
-static int run(struct session *m, json_t *request)
-{
-	struct error err = ERROR_INIT;
-	int status = EXIT_REFUSED;
-	json_t *reply = NULL;
-	catch_interrupts();
-	int rc = client_connect(m->s->control, &m->link, &err);
-	if (!rc)
-		rc = jsonl_call(m->link, request, &reply, &status, FIRST_REPLY_TIMEOUT_MS, &err);
-	json_decref(request);
-	if (rc < 0) {
-		static const char *const results[] = {[EXIT_REFUSED] = "refused",
-						      [EXIT_FAILED] = "failed",
-						      [EXIT_CANCELLED] = "cancelled",
-						      [EXIT_IN_DOUBT] = "in-doubt",
-						      [EXIT_CRASHED] = "crashed"};
-		const char *result = NULL;
-		if (status > 0 && status < (int)(sizeof results / sizeof *results))
-			result = results[status];
-		status = display_failure(&m->display, result ? result : "failed",
-					 status ? status : EXIT_FAILED, err.message);
-	} else {
-		remember(m, reply);
-		status = follow(m);
-	}
-	json_decref(reply);
-	jsonl_close(m->link);
-	if (m->receipt.fd >= 0)
-		display_note(&m->display, "no receipt was written: there is no end of a move to write down");
-	receipt_end(&m->receipt);
-	return status;
-}
+#define CALL_TIMEOUT_MS 60000
+#define DOWNTIME_MAX_MS 3600000
 
 /* --receipt: refused before anything is asked for if it could not be written. */
-static int begin_receipt(struct session *m, const char *path)
+static int begin_receipt(struct receipt *r, const char *path)
 {
 	struct error err = ERROR_INIT;
-	m->receipt = RECEIPT_NONE;
-	if (!path || !receipt_begin(&m->receipt, path, &err))
+	*r = RECEIPT_NONE;
+	if (!path || !receipt_begin(r, path, &err))
 		return 0;
 	return snmigrate_usage_error("--receipt: %s", err.message);
 }
@@ -228,6 +77,7 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 	static const struct option known[] = {
 		{"with-storage", no_argument, NULL, 's'},
 		{"json", no_argument, NULL, 'j'},
+		{"plain", no_argument, NULL, 'l'},
 		{"keep-source", no_argument, NULL, 'k'},
 		{"suspend", no_argument, NULL, 'p'},
 		{"no-tls", no_argument, NULL, 'n'},
@@ -243,7 +93,7 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 	/* clang-format on */
 	json_t *options = json_object();
 	const char *receipt = NULL;
-	bool json = false;
+	struct follow_how how = {0};
 	int c, status = 0;
 	while (!status && (c = getopt_long(argc, argv, "", known, NULL)) != -1) {
 		switch (c) {
@@ -251,7 +101,10 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 			json_object_set_new(options, "with_storage", json_true());
 			break;
 		case 'j':
-			json = true;
+			how.json = true;
+			break;
+		case 'l':
+			how.plain = true;
 			break;
 		case 'k':
 			json_object_set_new(options, "keep_source", json_true());
@@ -296,32 +149,35 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 		status = snmigrate_usage_error("a move takes a VM and a host");
 	if (!status && (strlen(argv[optind]) > 63 || strlen(argv[optind + 1]) > 63))
 		status = snmigrate_usage_error("names have at most 63 characters");
-	struct session m = {.s = s};
+	struct receipt r = RECEIPT_NONE;
 	if (!status)
-		status = begin_receipt(&m, receipt);
+		status = begin_receipt(&r, receipt);
 	if (status) {
 		json_decref(options);
 		return status;
 	}
 	const char *vm = argv[optind], *host = argv[optind + 1];
-	snprintf(m.vm, sizeof m.vm, "%s", vm);
-	display_begin(&m.display, json, vm, host);
-	return run(&m, json_pack("{s:s, s:s, s:s, s:o}", "cmd", "move", "vm", vm, "host", host, "options",
-				 options));
+	how.receipt = &r;
+	return follow_one(
+		s, how, vm, host,
+		json_pack("{s:s, s:s, s:s, s:o}", "cmd", "move", "vm", vm, "host", host, "options", options));
 }
 
 int snmigrate_watch(struct snmigrate *s, int argc, char **argv)
 {
 	static const struct option known[] = {{"json", no_argument, NULL, 'j'},
+					      {"plain", no_argument, NULL, 'l'},
 					      {"receipt", required_argument, NULL, 'r'},
 					      {"control", required_argument, NULL, 'c'},
 					      {0}};
 	const char *receipt = NULL;
-	bool json = false;
+	struct follow_how how = {0};
 	int c;
 	while ((c = getopt_long(argc, argv, "", known, NULL)) != -1) {
 		if (c == 'j')
-			json = true;
+			how.json = true;
+		else if (c == 'l')
+			how.plain = true;
 		else if (c == 'r')
 			receipt = optarg;
 		else if (c == 'c')
@@ -329,15 +185,18 @@ int snmigrate_watch(struct snmigrate *s, int argc, char **argv)
 		else
 			return client_option_error("snmigrate", argv);
 	}
-	if (argc - optind != 1 || strlen(argv[optind]) > 63)
-		return snmigrate_usage_error("watch takes one VM");
-	struct session m = {.s = s};
-	int status = begin_receipt(&m, receipt);
+	if (argc - optind > 1 || (argc > optind && strlen(argv[optind]) > 63))
+		return snmigrate_usage_error("watch takes one VM, or none for all moves of this host");
+	if (argc == optind)
+		return receipt ? snmigrate_usage_error("--receipt is of the move of one VM")
+			       : follow_all(s, how);
+	struct receipt r;
+	int status = begin_receipt(&r, receipt);
 	if (status)
 		return status;
-	snprintf(m.vm, sizeof m.vm, "%s", argv[optind]);
-	display_begin(&m.display, json, m.vm, "");
-	return run(&m, watch_request(&m));
+	how.receipt = &r;
+	return follow_one(s, how, argv[optind], "",
+			  json_pack("{s:s, s:s}", "cmd", "watch", "vm", argv[optind]));
 }
 
 int snmigrate_tune(struct snmigrate *s, int argc, char **argv)

@@ -22,16 +22,35 @@ int snmigrate_pki(struct snmigrate *s, int argc, char **argv);
 /* "snmigrate: message" and exit status 2. */
 int snmigrate_usage_error(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
-/* tools/libsnmigrate/display.c: what a person sees of a move. */
+struct receipt;
+
+/* tools/libsnmigrate/follow.c: moves to their end; return the exit status. */
+struct follow_how {
+	bool json;  /* the events as they are, one a line */
+	bool plain; /* lines also on a terminal */
+	struct receipt
+		*receipt; /* to be written at the end; NULL: none. Given up when that is not possible. */
+};
+/* Sends the request (taken over) and follows the move that it begins or names. host may be "". */
+int follow_one(struct snmigrate *s, struct follow_how how, const char *vm, const char *host, json_t *request);
+/* All moves of the host, until there is none any more. */
+int follow_all(struct snmigrate *s, struct follow_how how);
+
+/* tools/libsnmigrate/display.c: a move in lines. Names and reasons are cleaned of control characters. */
+struct view;
 struct display {
 	bool json;     /* the events as they are, one a line */
 	bool terminal; /* one line that is rewritten; else a line a phase */
 	double percent;
 	char phase[32];
 	char vm[64], host[64];
-	unsigned width; /* of what stands on the line */
+	unsigned width;		 /* of what stands on the line */
+	const struct view *view; /* the caller's, which has seen the event before it is displayed */
+	unsigned told;		 /* its messages so far */
 };
-void display_begin(struct display *d, bool json, const char *vm, const char *host);
+/* many: others write lines, too. */
+void display_begin(struct display *d, bool json, bool many, const char *vm, const char *host,
+		   const struct view *view);
 void display_event(struct display *d, json_t *event);
 /* The last line; returns the exit status that it carries. */
 int display_end(struct display *d, json_t *event);
