@@ -82,6 +82,8 @@ refuse 3 "h1" "$BIN/snmigrated" --config "$T/bad.ini" --check
 # --- no daemon
 refuse 3 "snmigrated does not run here" snvm list
 refuse 3 "snmigrated does not run here" snmigrate vm1 h2
+refuse 3 "snmigrated does not run here" snmigrate watch
+refuse 3 "snmigrated does not run here" snmigrate watch vm1
 
 config host.ini </dev/null
 "$BIN/snmigrated" --config "$T/host.ini" --check >/dev/null || fail "--check refuses a good configuration"

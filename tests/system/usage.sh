@@ -61,9 +61,11 @@ wrong "a move takes a VM and a host" snmigrate move vm1
 wrong "a move takes a VM and a host" snmigrate vm1 host2 host3
 wrong "a move takes a VM and a host" snmigrate --with-storage
 wrong "at most 63 characters" snmigrate "$(printf 'x%.0s' {1..64})" host2
-wrong "watch takes one VM" snmigrate watch
+wrong "watch takes one VM" snmigrate watch a b
+wrong "watch takes one VM" snmigrate watch "$(printf 'x%.0s' {1..64})"
 wrong "--receipt: $T/no/such/folder" snmigrate vm1 host2 --receipt "$T/no/such/folder"
 wrong "option '--receipt' needs an argument" snmigrate vm1 host2 --receipt
+wrong "--receipt is of the move of one VM" snmigrate watch --receipt "$T/receipt"
 wrong "cancel takes one VM" snmigrate cancel a b
 wrong "resolve takes" snmigrate resolve
 wrong "resolve takes" snmigrate resolve vm1 --give-up --run-here
