@@ -11,7 +11,7 @@
 
 /* Rows of each section; what is left over stays empty above the keys. */
 struct layout {
-	unsigned title, bar, phases, disks, memory, send, dirty, facts, messages, gaps;
+	unsigned title, bar, phases, disks, verify, memory, send, dirty, facts, messages, gaps;
 };
 
 struct pen {
@@ -62,6 +62,7 @@ static struct layout plan(const struct view *v, unsigned rows)
 	give(&rows, &l.messages, messages ? 1 : 0);
 	give(&rows, &l.phases, 1);
 	give(&rows, &l.disks, v->ndisks ? 1 : 0);
+	give(&rows, &l.verify, v->verify_bytes ? 1 : 0);
 	give(&rows, &l.memory, memory ? 1 : 0);
 	give(&rows, &l.send, 1);
 	give(&rows, &l.facts, facts_wanted(v));
@@ -227,6 +228,16 @@ static void draw_disks(struct pen *p, unsigned rows)
 	snprintf(label, sizeof label, each ? "%u more" : "%u disks", v->ndisks - each);
 	disk_words(p, done, total, mirrored, words, sizeof words);
 	draw_gauge(p, label, part_of(done, total), STYLE_BAR, words);
+}
+
+/* Reading both sides again. */
+static void draw_verify(struct pen *p)
+{
+	const struct view *v = p->v;
+	char words[96];
+	disk_words(p, v->verified_bytes, v->verify_bytes, 0, words, sizeof words);
+	draw_gauge(p, p->narrow ? "same" : "compared", part_of(v->verified_bytes, v->verify_bytes),
+		   STYLE_GOOD, words);
 }
 
 static void draw_memory(struct pen *p, unsigned rows)
@@ -401,6 +412,8 @@ static void draw_move(struct pen *p, unsigned rows)
 	gap(p, &l);
 	if (l.disks)
 		draw_disks(p, l.disks);
+	if (l.verify)
+		draw_verify(p);
 	if (l.memory)
 		draw_memory(p, l.memory);
 	gap(p, &l);

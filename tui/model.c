@@ -146,6 +146,8 @@ static void take_rates(struct view *v, const json_t *event)
 	v->bandwidth = size(event, "bandwidth_bytes_per_s");
 	v->throttled = v->bandwidth && json_is_true(json_object_get(event, "throttled"));
 	v->buffered_bytes = size(event, "mirror_buffered_bytes");
+	v->verify_bytes = size(event, "verify_bytes");
+	v->verified_bytes = size(event, "verified_bytes");
 	const json_t *downtime = json_object_get(event, "predicted_downtime_ms");
 	double ms = json_number_value(downtime);
 	v->downtime_predicted = json_is_number(downtime) && ms >= 0 && ms < (double)MS_MAX;

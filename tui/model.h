@@ -76,7 +76,8 @@ struct view {
 	double predicted_downtime_ms;
 	uint64_t bandwidth; /* 0: no limit */
 	bool throttled;
-	uint64_t buffered_bytes; /* the guest's writes on their way to the destination */
+	uint64_t verify_bytes, verified_bytes; /* of the proof that the disks agree, while it runs */
+	uint64_t buffered_bytes;	       /* the guest's writes on their way to the destination */
 
 	struct view_message message[VIEW_MESSAGES]; /* message i is message[i % VIEW_MESSAGES] */
 	unsigned nmessages;			    /* in all */

@@ -10,6 +10,7 @@ checks=0
 TM=(tmux -L "snm$$" -f /dev/null)
 tui_down() {
 	local rc=$?
+	set +e # or the trap ends here, and everything stays
 	"${TM[@]}" kill-server 2>/dev/null
 	(exit $rc)
 	hosts_down

@@ -207,6 +207,21 @@ START_TEST(messages_are_wrapped_newest_last)
 }
 END_TEST
 
+START_TEST(the_proof_of_the_disks)
+{
+	event(&views[0], "{\"event\":\"phase\",\"phase\":\"verify\",\"ms\":5}");
+	event(&views[0], "{\"event\":\"progress\",\"phase\":\"verify\",\"verified_bytes\":25000000,"
+			 "\"verify_bytes\":100000000}");
+	draw(24, 80, true);
+	HAS("verify ");
+	HAS("compared ");
+	HAS(" 25 % 25.0 MB of 100 MB");
+	event(&views[0], "{\"event\":\"progress\",\"phase\":\"memory\"}");
+	draw(24, 80, true);
+	HAS_NOT("compared");
+}
+END_TEST
+
 START_TEST(the_end_is_shown)
 {
 	play(&views[0], UINT32_MAX);
@@ -333,6 +348,7 @@ int main(void)
 	tcase_add_test(tc, names_from_outside_stay_text);
 	tcase_add_test(tc, more_disks_than_rows);
 	tcase_add_test(tc, messages_are_wrapped_newest_last);
+	tcase_add_test(tc, the_proof_of_the_disks);
 	tcase_add_test(tc, the_end_is_shown);
 	tcase_add_test(tc, many_moves);
 	tcase_add_test(tc, none_yet);
