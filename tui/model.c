@@ -242,14 +242,17 @@ static void take_progress(struct view *v, const json_t *event)
 static void take_other(struct view *v, const json_t *event, const char *name)
 {
 	static const char *const keys[] = {"text", "message", "reason", "why", "error"};
-	char said[VIEW_TEXT];
+	char said[VIEW_TEXT], clock[TEXT_BYTES], rest[48] = "";
 	const char *sentence = "";
+	uint64_t left = count(event, "left_ms", MS_MAX); /* of a patience */
+	if (left)
+		snprintf(rest, sizeof rest, ", for another %s", text_clock(left, clock));
 	for (size_t i = 0; !*sentence && i < sizeof keys / sizeof *keys; i++)
 		sentence = text(event, keys[i]);
 	if (!strcmp(name, "message"))
 		snprintf(said, sizeof said, "%s", sentence);
 	else
-		snprintf(said, sizeof said, "%s%s%s", name, *sentence ? ": " : "", sentence);
+		snprintf(said, sizeof said, "%s%s%s%s", name, *sentence ? ": " : "", sentence, rest);
 	v->excused = true;
 	if (!*said)
 		return;
@@ -270,9 +273,11 @@ void view_event(struct view *v, const json_t *event)
 		v->now_ms = ms;
 	if (!*v->host)
 		text_clean(v->host, sizeof v->host, text(event, "peer"));
-	if (!strcmp(name, "phase"))
+	if (!strcmp(name, "phase")) {
+		/* a phase once more: another attempt, which begins with its own figures */
+		v->excused |= was_in_phase(v, text(event, "phase"));
 		enter_phase(v, text(event, "phase"));
-	else if (!strcmp(name, "progress"))
+	} else if (!strcmp(name, "progress"))
 		take_progress(v, event);
 	else if (*name)
 		take_other(v, event, name);

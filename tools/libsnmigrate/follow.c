@@ -139,6 +139,8 @@ static void take_news(struct follow *f, struct followed *m, enum session_news ne
 		take_event(f, m, event);
 		break;
 	case SESSION_END:
+		if (json_integer_value(json_object_get(event, "epoch")) > m->session.epoch)
+			m->session.epoch = json_integer_value(json_object_get(event, "epoch"));
 		view_end(&m->view, event);
 		m->end = json_incref(event);
 		ends(f, m);
@@ -174,11 +176,14 @@ static bool read_move(struct follow *f, struct followed *m)
 
 /* --- all moves of the host --- */
 
+/* A VM has one move at a time, whose epoch may rise with its attempts; the list may be older than its end. */
 static bool is_followed(const struct follow *f, const char *uuid, json_int_t epoch)
 {
-	for (unsigned i = 0; i < f->nmoves; i++)
-		if (!strcmp(f->move[i]->session.uuid, uuid) && f->move[i]->session.epoch == epoch)
+	for (unsigned i = 0; i < f->nmoves; i++) {
+		const struct followed *m = f->move[i];
+		if (!strcmp(m->session.uuid, uuid) && (!m->over || m->session.epoch >= epoch))
 			return true;
+	}
 	return false;
 }
 

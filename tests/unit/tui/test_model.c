@@ -160,6 +160,22 @@ START_TEST(unknown_events_and_phases_are_kept_by_name)
 }
 END_TEST
 
+START_TEST(another_attempt)
+{
+	event(&v, "{\"event\":\"phase\",\"phase\":\"storage\",\"ms\":100}");
+	progress(1000, 600, 1000, 6000, 100);
+	event(&v, "{\"event\":\"retry\",\"reason\":\"link lost\",\"left_ms\":290000,\"wait_ms\":500}");
+	ck_assert_str_eq(last_message(), "retry: link lost, for another 4:50");
+	event(&v, "{\"event\":\"phase\",\"phase\":\"connect\",\"ms\":2000}");
+	progress(3000, 600, 1000, 6000, 100);
+	event(&v, "{\"event\":\"phase\",\"phase\":\"storage\",\"ms\":3100}");
+	progress(4000, 900, 1000, 9000, 100);
+	ck_assert(v.percent < 11);
+	ck_assert_uint_eq(v.left_ms, 9000);
+	ck_assert_uint_eq(v.nphases, 3);
+}
+END_TEST
+
 /* The events of a program before these keys. */
 START_TEST(an_old_progress_event)
 {
@@ -263,6 +279,7 @@ int main(void)
 	tcase_add_test(tc, per_cent_stands_still_until_a_reason_is_given);
 	tcase_add_test(tc, a_later_end_is_explained);
 	tcase_add_test(tc, unknown_events_and_phases_are_kept_by_name);
+	tcase_add_test(tc, another_attempt);
 	tcase_add_test(tc, an_old_progress_event);
 	tcase_add_loop_test(tc, nonsense_is_survived, 0, sizeof nonsense / sizeof *nonsense);
 	tcase_add_test(tc, names_and_reasons_are_cleaned);
