@@ -202,7 +202,7 @@ LINES
 printf '{"event":"end","result":"failed","exit":4,"reason":"r%s","left_behind":["l%s"]}\n' "$esc" "$esc" >"$T/hostile.end"
 sed -i 's/\\\\/\\/g' "$T/hostile.jsonl" "$T/hostile.end"
 jq -e . "$T/hostile.jsonl" "$T/hostile.end" >/dev/null || fail "the hostile lines are not JSON"
-for how in "" --plain; do
+for how in "" --plain --json; do
 	rm -f "$T/hostile.sock"
 	socat "UNIX-LISTEN:$T/hostile.sock" "SYSTEM:read -r line; cat $T/hostile.jsonl; sleep 3; cat $T/hostile.end; sleep 1" &
 	server=$!

@@ -43,7 +43,8 @@ void display_begin(struct display *d, bool json, bool many, const char *vm, cons
 
 static void print_json(json_t *event)
 {
-	char *line = json_dumps(event, JSON_COMPACT);
+	/* JSON escapes control characters up to U+001F by itself */
+	char *line = json_dumps(event, JSON_COMPACT | (isatty(STDOUT_FILENO) ? JSON_ENSURE_ASCII : 0));
 	if (line)
 		puts(line);
 	fflush(stdout);
