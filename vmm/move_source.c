@@ -36,6 +36,9 @@ void source_interrupt(struct move *mv, const struct error *why)
 	}
 	mv->interrupted = true;
 	mv->why = *why;
+	/* told to, the destination may close the link before the cancel has got here */
+	if (mv->cancelled)
+		error_set(&mv->why, ECANCELED, "cancelled");
 	if (mv->sender)
 		mem_sender_cancel(mv->sender);
 	if (mv->mirrors_on)
