@@ -20,6 +20,7 @@
 #include "host/registry.h"
 
 #define QEMU_IMG_TIMEOUT_MS 60000
+#define CHECK_TIMEOUT_MS    180000 /* of an image and what is below it */
 
 /* Waits for a child for a bounded time; its exit status, or a negative errno. */
 static int wait_child(pid_t pid, unsigned timeout_ms)
@@ -41,20 +42,45 @@ static int wait_child(pid_t pid, unsigned timeout_ms)
 	}
 }
 
-static int make_qcow2(const char *path, uint64_t size, struct error *err)
+/* Runs it; its exit status, or a negative errno. *said: the last line of its standard error. */
+static int run_child(const char *const *argv, unsigned timeout_ms, char **said, struct error *err)
 {
 	extern char **environ;
-	char bytes[24];
-	snprintf(bytes, sizeof bytes, "%llu", (unsigned long long)size);
-	char *argv[] = {"qemu-img", "create", "-q", "-f", "qcow2", (char *)path, bytes, NULL};
+	int out[2] = {-1, -1};
+	if (pipe2(out, O_CLOEXEC) < 0)
+		return error_errno(err, errno, "pipe");
+	posix_spawn_file_actions_t acts;
+	posix_spawn_file_actions_init(&acts);
+	posix_spawn_file_actions_adddup2(&acts, out[1], STDERR_FILENO);
 	pid_t pid;
-	int rc = posix_spawnp(&pid, argv[0], NULL, NULL, argv, environ);
-	if (rc)
-		return error_errno(err, rc, "qemu-img");
-	rc = wait_child(pid, QEMU_IMG_TIMEOUT_MS);
-	if (rc < 0)
-		return error_errno(err, rc, "qemu-img create %s", path);
-	return rc ? error_set(err, EIO, "qemu-img create %s failed with status %d", path, rc) : 0;
+	int rc = posix_spawnp(&pid, argv[0], &acts, NULL, (char *const *)(uintptr_t)argv, environ);
+	posix_spawn_file_actions_destroy(&acts);
+	close(out[1]);
+	if (rc) {
+		close(out[0]);
+		return error_errno(err, rc, "%s", argv[0]);
+	}
+	rc = wait_child(pid, timeout_ms); /* what it says fits into the pipe */
+	char text[4096];
+	ssize_t n = read(out[0], text, sizeof text - 1);
+	close(out[0]);
+	text[n > 0 ? n : 0] = '\0';
+	for (char *end = text + strlen(text); end > text && end[-1] == '\n';)
+		*--end = '\0';
+	char *line = strrchr(text, '\n');
+	line = line ? line + 1 : text;
+	*said = strdup(line);
+	return rc < 0 ? error_errno(err, rc, "%s", argv[0]) : rc;
+}
+
+static int make_qcow2(const char *path, uint64_t size, struct error *err)
+{
+	char bytes[24];
+	CLEANUP_FREE char *said = NULL;
+	snprintf(bytes, sizeof bytes, "%llu", (unsigned long long)size);
+	const char *const argv[] = {"qemu-img", "create", "-q", "-f", "qcow2", path, bytes, NULL};
+	int rc = run_child(argv, QEMU_IMG_TIMEOUT_MS, &said, err);
+	return rc > 0 ? error_set(err, EIO, "qemu-img create %s: %s", path, said ? said : "failed") : rc;
 }
 
 static int make_empty(const struct vm_disk_def *disk, int dirfd, const char *folder, struct error *err)
@@ -76,38 +102,59 @@ static int make_empty(const struct vm_disk_def *disk, int dirfd, const char *fol
 	return fsync(fd) < 0 ? error_errno(err, errno, "%s", disk->path) : 0;
 }
 
-/* Only what begins as a qcow2 image can be one; the VM's start looks closer. */
-static int check_import(const struct vm_disk_def *disk, const char *import, struct error *err)
+/*
+ * A qcow2 image, and what is below it, is looked at as a whole before the VM is made: by a snvmm, which knows
+ * images, and which reads nothing that the definition does not name.
+ */
+static int check_qcow2(const struct host_config *cfg, const struct vm_disk_def *disk, const char *image,
+		       const char *folder, struct error *err)
 {
-	char magic[4] = "";
+	char text[sizeof disk->backing];
+	const char *argv[8 + VM_BACKING_MAX] = {cfg->snvmm,	 "--config", cfg->path,
+						"--check-image", folder,     image};
+	unsigned n = 6;
+	int below = vmdef_backing_names(disk, text, &argv[n]);
+	for (int i = 0; i < below; i++)
+		if (argv[n + (unsigned)i][0] != '/')
+			return error_set(err, EINVAL, "backing = %s: not an absolute path",
+					 argv[n + (unsigned)i]);
 	if (strcmp(disk->format, "qcow2"))
 		return 0;
-	CLEANUP_FD int fd = open(import, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-	if (fd < 0)
-		return error_errno(err, errno, "%s", import);
-	if (pread(fd, magic, sizeof magic, 0) != sizeof magic || memcmp(magic, "QFI\xfb", sizeof magic))
-		return error_set(err, EINVAL, "%s is not a qcow2 image", import);
-	return 0;
+	CLEANUP_FREE char *said = NULL;
+	int rc = run_child(argv, CHECK_TIMEOUT_MS, &said, err);
+	if (rc > 0)
+		rc = error_set(err, EINVAL, "%s", said && *said ? said : "the image is not usable");
+	return rc;
 }
 
-static int place_disk(struct vm_disk_def *disk, const char *import, int dirfd, const char *folder,
-		      struct error *err)
+/* A disk outside the VM's folder: it stays where it is. */
+static int check_outside(const struct host_config *cfg, struct vm_disk_def *disk, const char *folder,
+			 struct error *err)
+{
+	CLEANUP_FD int fd = open(disk->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	struct stat st;
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return error_errno(err, errno, "%s", disk->path);
+	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+		return error_set(err, EINVAL, "%s: neither a regular file nor a block device", disk->path);
+	if (disk->size_bytes && !S_ISBLK(st.st_mode))
+		return error_set(err, EINVAL,
+				 "size = needs a path in the VM's own folder, or a block device");
+	off_t end = S_ISBLK(st.st_mode) ? lseek(fd, 0, SEEK_END) : 0;
+	if (disk->size_bytes && (end < 0 || (uint64_t)end < disk->size_bytes))
+		return error_set(err, ENOSPC, "%s: the block device has %lld bytes, size = %llu", disk->path,
+				 (long long)end, (unsigned long long)disk->size_bytes);
+	return check_qcow2(cfg, disk, disk->path, folder, err);
+}
+
+static int place_disk(const struct host_config *cfg, struct vm_disk_def *disk, const char *import, int dirfd,
+		      const char *folder, struct error *err)
 {
 	bool inside = disk->path[0] != '/';
-	struct stat st;
-	if (!inside) {
-		if (import)
-			return error_set(err, EINVAL, "cannot be imported: its path is absolute (%s)",
-					 disk->path);
-		if (disk->size_bytes)
-			return error_set(err, EINVAL, "size = needs a path in the VM's own folder");
-		if (stat(disk->path, &st) < 0)
-			return error_errno(err, errno, "%s", disk->path);
-		if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
-			return error_set(err, EINVAL, "%s: neither a regular file nor a block device",
-					 disk->path);
-		return 0;
-	}
+	if (!inside)
+		return import ? error_set(err, EINVAL, "cannot be imported: its path is absolute (%s)",
+					  disk->path)
+			      : check_outside(cfg, disk, folder, err);
 	if (!vm_file_name_valid(disk->path))
 		return error_set(err, EINVAL, "path = %s: not a plain file name in the VM's own folder",
 				 disk->path);
@@ -115,10 +162,13 @@ static int place_disk(struct vm_disk_def *disk, const char *import, int dirfd, c
 		return error_set(err, EINVAL, "both imported and given a size");
 	int rc;
 	if (import) {
-		rc = check_import(disk, import, err);
+		rc = check_qcow2(cfg, disk, import, folder, err);
 		if (!rc)
 			rc = fs_copy_file(import, dirfd, disk->path, err);
-	} else if (disk->size_bytes)
+	} else if (*disk->backing)
+		rc = error_set(err, EINVAL,
+			       "backing = needs an image that is imported or has an absolute path");
+	else if (disk->size_bytes)
 		rc = make_empty(disk, dirfd, folder, err);
 	else
 		rc = error_set(err, ENOENT,
@@ -185,8 +235,8 @@ static int check_imports(const struct vm_definition *def, json_t *imports, struc
 }
 
 /* Everything but the record and the final name. */
-static int build_folder(struct vm_definition *def, const char *base_dir, json_t *imports, const char *folder,
-			struct error *err)
+static int build_folder(const struct host_config *cfg, struct vm_definition *def, const char *base_dir,
+			json_t *imports, const char *folder, struct error *err)
 {
 	CLEANUP_FD int dirfd = fs_open_dir(folder, err);
 	if (dirfd < 0)
@@ -200,7 +250,7 @@ static int build_folder(struct vm_definition *def, const char *base_dir, json_t 
 					 "[disk %s] path = %s: that name is the kernel's or initrd's",
 					 disk->id, disk->path);
 		const char *import = json_string_value(json_object_get(imports, disk->id));
-		int rc = place_disk(disk, import, dirfd, folder, err);
+		int rc = place_disk(cfg, disk, import, dirfd, folder, err);
 		if (rc < 0)
 			return error_prefix(err, "[disk %s]", disk->id), rc;
 	}
@@ -257,7 +307,7 @@ int registry_create_vm(const struct host_config *cfg, struct vm_definition *def,
 		return rc;
 	if (mkdir(folder, 0700) < 0)
 		return error_errno(err, errno, "%s", folder);
-	rc = build_folder(def, base_dir, imports, folder, err);
+	rc = build_folder(cfg, def, base_dir, imports, folder, err);
 	if (!rc)
 		rc = publish(cfg, def, rel, err);
 	if (rc < 0)

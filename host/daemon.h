@@ -39,7 +39,7 @@ int daemon_run(const struct host_config *cfg, struct error *err);
 #define DAEMON_START_TIMEOUT_MS 60000
 #define DAEMON_SETTLE_TIMEOUT_MS                                                                             \
 	30000 /* how long a command waits for a crashed move to settle (docs/handover.md) */
-#define TOKENS_PER_WORKER_MAX 64
+#define TOKENS_PER_WORKER_MAX 192 /* disks, files below them, memory */
 
 struct keeper;
 struct worker;

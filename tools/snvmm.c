@@ -24,6 +24,7 @@ static void usage(FILE *out)
 {
 	fputs("Usage: snvmm --config FILE --vm NAME [--paused] [--forced]\n"
 	      "       snvmm --config FILE --incoming      (connection on descriptor 3, daemon on 4)\n"
+	      "       snvmm --config FILE --check-image FOLDER IMAGE [BELOW...]\n"
 	      "\n"
 	      "The virtual machine monitor of one VM. snmigrated starts it; people use snvm and snmigrate.\n"
 	      "  --config FILE   the host's configuration\n"
@@ -31,6 +32,7 @@ static void usage(FILE *out)
 	      "  --paused        do not start its processors\n"
 	      "  --forced        after resolve --run-here: do not ask the other host first\n"
 	      "  --incoming      serve one control connection: a question, or an arriving VM\n"
+	      "  --check-image   open a qcow2 image, and the files below it, and say what is wrong with it\n"
 	      "  --help, --version\n",
 	      out);
 }
@@ -148,14 +150,36 @@ static int run_incoming(const struct host_config *cfg)
 	return status;
 }
 
+/* The last line on standard error says what is wrong. */
+static int check_image(const char *folder, const char *image, const char *const *below, unsigned nbelow)
+{
+	struct error err = ERROR_INIT;
+	struct block *blk = NULL;
+	struct block_open_options opt = {.format = BLOCK_FORMAT_QCOW2,
+					 .read_only = true,
+					 .run_dir = folder,
+					 .backing = below,
+					 .nbacking = nbelow};
+	if (block_open(image, &opt, &blk, &err)) {
+		fprintf(stderr, "%s\n", err.message);
+		return EXIT_REFUSED;
+	}
+	block_close(blk);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
-	static const struct option options[] = {
-		{"config", required_argument, NULL, 'c'}, {"vm", required_argument, NULL, 'v'},
-		{"incoming", no_argument, NULL, 'i'},	  {"paused", no_argument, NULL, 'p'},
-		{"forced", no_argument, NULL, 'f'},	  {"help", no_argument, NULL, 'h'},
-		{"version", no_argument, NULL, 'V'},	  {0}};
-	const char *config = NULL, *name = NULL;
+	static const struct option options[] = {{"config", required_argument, NULL, 'c'},
+						{"vm", required_argument, NULL, 'v'},
+						{"incoming", no_argument, NULL, 'i'},
+						{"paused", no_argument, NULL, 'p'},
+						{"forced", no_argument, NULL, 'f'},
+						{"check-image", required_argument, NULL, 'k'},
+						{"help", no_argument, NULL, 'h'},
+						{"version", no_argument, NULL, 'V'},
+						{0}};
+	const char *config = NULL, *name = NULL, *check_in = NULL;
 	bool incoming = false, paused = false, forced = false;
 	int c;
 	log_init("snvmm");
@@ -177,6 +201,9 @@ int main(int argc, char **argv)
 		case 'f':
 			forced = true;
 			break;
+		case 'k':
+			check_in = optarg;
+			break;
 		case 'h':
 			usage(stdout);
 			return 0;
@@ -188,7 +215,10 @@ int main(int argc, char **argv)
 			return EXIT_USAGE;
 		}
 	}
-	if (!config || !name == !incoming || optind != argc) {
+	if (config && check_in && !name && !incoming && optind < argc)
+		return check_image(check_in, argv[optind], (const char *const *)&argv[optind + 1],
+				   (unsigned)(argc - optind - 1));
+	if (!config || check_in || !name == !incoming || optind != argc) {
 		usage(stderr);
 		return EXIT_USAGE;
 	}

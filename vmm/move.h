@@ -10,6 +10,8 @@
 #include "host/config.h"
 #include "host/handover.h"
 #include "host/jsonl.h"
+#include "host/vmdef.h"
+#include "vmm/move_disk.h"
 #include "vmm/move_events.h"
 
 /* The two ends of a move. docs/design.md "A move, message by message", docs/handover.md. */
@@ -29,6 +31,19 @@
 
 struct vm;
 
+/* --backing: what becomes of files that are below a disk. */
+enum move_backing_choice {
+	MOVE_BACKING_REFUSE,
+	MOVE_BACKING_FLATTEN,
+	MOVE_BACKING_CHAIN,
+	MOVE_BACKING_REUSE
+};
+
+struct move_to_disk {
+	char id[32];
+	char path[MOVE_DEVICE_PATH_BYTES];
+};
+
 struct move_options {
 	char address[128]; /* of the destination's daemon */
 	char peer[HOST_NAME_MAX_CHARS + 1];
@@ -46,6 +61,9 @@ struct move_options {
 	bool keep_source;
 	bool suspend; /* the guest stays paused at the destination */
 	bool no_tls;  /* data channels only */
+	enum move_backing_choice backing;
+	struct move_to_disk to_disk[VM_DISKS_MAX]; /* --to-disk ID=PATH */
+	unsigned nto_disk;
 };
 
 /* Parses the options object of {"cmd":"migrate"}. */

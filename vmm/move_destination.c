@@ -100,7 +100,11 @@ static int phase_storage(struct arrival *a, struct error *err)
 		if (fsync(f->fd))
 			return error_errno(err, errno, "file %s", f->name);
 	}
-	int rc = arrival_note_partial(a, err);
+	int rc = arrival_layers_done(a, err);
+	if (!rc && a->nlayers)
+		rc = arrival_assemble(a, err);
+	if (!rc)
+		rc = arrival_note_partial(a, err);
 	if (rc)
 		return rc;
 	arrival_hash_open(a);
@@ -372,15 +376,20 @@ static int refuse(struct arrival *a, struct error *err)
 static int hello_ok(struct arrival *a, struct error *err)
 {
 	json_t *disks = json_array(), *memory = json_array(), *resumed = json_array();
+	json_t *modes = json_array(), *layers = json_array();
 	for (unsigned i = 0; i < a->vm->def.ndisks; i++) {
 		json_array_append_new(disks, json_string(a->disk_token[i]));
 		json_array_append_new(resumed, json_boolean(a->resumed[i]));
+		json_array_append_new(modes, json_string(move_disk_mode_name(a->disks[i].mode)));
 	}
+	for (unsigned i = 0; i < a->nlayers; i++)
+		json_array_append_new(layers, json_string(a->layer_token[i]));
 	for (unsigned i = 0; i < a->nstreams; i++)
 		json_array_append_new(memory, json_string(a->memory_token[i]));
-	json_t *o = json_pack("{s:i, s:s, s:s, s:o, s:o, s:o}", "version", (int)a->version, "program",
-			      SNM_VERSION, "host", a->vm->cfg->name, "disk_tokens", disks, "memory_tokens",
-			      memory, "resumed", resumed);
+	json_t *o =
+		json_pack("{s:i, s:s, s:s, s:o, s:o, s:o, s:o, s:o}", "version", (int)a->version, "program",
+			  SNM_VERSION, "host", a->vm->cfg->name, "disk_tokens", disks, "memory_tokens",
+			  memory, "resumed", resumed, "disk_modes", modes, "layer_tokens", layers);
 	int rc = move_link_send(a->link, FRAME_HELLO_OK, o, err);
 	json_decref(o);
 	return rc;

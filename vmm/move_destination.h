@@ -31,6 +31,14 @@ struct arrival_file {
 	int fd;
 };
 
+/* How a disk arrives, as hello says. */
+struct arrival_disk {
+	enum move_disk_mode mode;
+	char device[MOVE_DEVICE_PATH_BYTES];
+	struct move_backing below;
+};
+#define ARRIVAL_LAYERS_MAX (VM_DISKS_MAX * BLOCK_BACKING_MAX)
+
 /* What has been done, in this order and once each, whatever the peer asks for. */
 enum arrival_stage { ARRIVAL_OPENED, ARRIVAL_STORAGE, ARRIVAL_MEMORY, ARRIVAL_PREPARED, ARRIVAL_LOADED };
 
@@ -53,6 +61,8 @@ struct arrival {
 	unsigned version;   /* of the protocol, chosen here */
 	uint64_t hash_seed; /* from version 2 on, as the chunks */
 	uint32_t chunk_bytes[VM_DISKS_MAX];
+	struct arrival_disk disks[VM_DISKS_MAX];
+	unsigned nlayers; /* files below disks that travel along */
 	uint64_t *regions;
 	uint64_t nregions;
 	json_t *cpu;
@@ -64,6 +74,7 @@ struct arrival {
 	bool resumed[VM_DISKS_MAX]; /* the image is one that was kept of an earlier attempt */
 	char disk_token[VM_DISKS_MAX][TOKEN_HEX_CHARS + 1];
 	char memory_token[MEM_STREAMS_MAX][TOKEN_HEX_CHARS + 1];
+	char layer_token[ARRIVAL_LAYERS_MAX][TOKEN_HEX_CHARS + 1]; /* disk by disk, nearest first */
 	pthread_t router, prefaulter, confirmer, rereader;
 	bool router_started, prefaulter_started, confirmer_started, rereader_started;
 	bool prefault_cancel;
@@ -74,6 +85,11 @@ struct arrival {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
 	struct nbd_server *nbd[VM_DISKS_MAX];
+	bool assembled; /* disks and machine are there */
+	/* the file below a disk that is being filled; the router's thread opens it */
+	unsigned layers_begun; /* in order of copying */
+	struct block *layer;
+	struct nbd_server *layer_nbd;
 	struct conn *memory[MEM_STREAMS_MAX];
 	unsigned nmemory;
 	bool closing;	   /* no further channel is taken */
@@ -104,6 +120,23 @@ int arrival_take_partial(struct arrival *a, const char *rel, struct error *err);
 void arrival_check_resumed(struct arrival *a);
 /* Notes in the folder what may be kept of it. */
 int arrival_note_partial(struct arrival *a, struct error *err);
+/* Opens the disks and makes the machine around them: from arrival_build, or, where files below them travel
+ * along, once those are there. */
+int arrival_assemble(struct arrival *a, struct error *err);
+
+/* move_destination_disks.c */
+/* The part of hello's disk that is not its shape. */
+int arrival_read_disk(struct arrival *a, unsigned disk, json_t *o, struct error *err);
+uint64_t arrival_layers_bytes(const struct arrival *a);
+/* Nothing but images of their own: the others are not kept of an attempt that failed. */
+bool arrival_all_files(const struct arrival *a);
+/* Finds what is to be reused, makes the images that are not there of an earlier attempt. */
+int arrival_make_images(struct arrival *a, struct error *err);
+/* A channel for a file below a disk. conn is taken over. */
+int arrival_layer_add(struct arrival *a, unsigned layer, struct conn *conn, struct error *err);
+void arrival_layer_close(struct arrival *a);
+/* Every file below has been filled and is closed. */
+int arrival_layers_done(struct arrival *a, struct error *err);
 
 /* move_destination_channels.c */
 int arrival_tokens(struct arrival *a, struct error *err); /* makes and registers them, starts the router */

@@ -30,6 +30,13 @@ static int accept_channel(struct arrival *a, int fd, struct conn **out, struct e
 static int add_disk(struct arrival *a, unsigned i, struct conn *conn, struct error *err)
 {
 	struct vm *vm = a->vm;
+	pthread_mutex_lock(&a->lock);
+	bool assembled = a->assembled;
+	pthread_mutex_unlock(&a->lock);
+	if (!assembled) {
+		conn_close(conn);
+		return error_set(err, EPROTO, "disk %s: not open yet", vm->def.disks[i].id);
+	}
 	struct nbd_server_options opt = {
 		.export_name = vm->def.disks[i].id,
 		.block = vm->disks[i].local,
@@ -75,11 +82,15 @@ static int take_channel(struct arrival *a, json_t *msg, int fd, struct error *er
 		return error_set(err, EPROTO, "daemon: a descriptor without channel and token");
 	}
 	bool disk = !strcmp(channel, "disk");
+	unsigned layer = 0;
+	while (disk && layer < a->nlayers && strcmp(a->layer_token[layer], token))
+		layer++;
+	bool is_layer = disk && layer < a->nlayers;
 	unsigned n = disk ? a->vm->def.ndisks : a->nstreams, i;
 	for (i = 0; i < n; i++)
 		if (!strcmp(disk ? a->disk_token[i] : a->memory_token[i], token))
 			break;
-	if (i == n) {
+	if (i == n && !is_layer) {
 		close(fd);
 		return error_set(err, EPERM, "a %s channel with a token of another kind", channel);
 	}
@@ -87,6 +98,8 @@ static int take_channel(struct arrival *a, json_t *msg, int fd, struct error *er
 	int rc = accept_channel(a, fd, &conn, err);
 	if (rc)
 		return error_prefix(err, "%s channel %u", channel, i);
+	if (is_layer)
+		return arrival_layer_add(a, layer, conn, err);
 	if (disk)
 		return add_disk(a, i, conn, err);
 	SCOPE_LOCK(&a->lock);
@@ -142,6 +155,10 @@ int arrival_tokens(struct arrival *a, struct error *err)
 	for (unsigned i = 0; !rc && i < a->nstreams; i++) {
 		rc = token_generate(a->memory_token[i], err);
 		json_array_append_new(list, json_string(a->memory_token[i]));
+	}
+	for (unsigned i = 0; !rc && i < a->nlayers; i++) {
+		rc = token_generate(a->layer_token[i], err);
+		json_array_append_new(list, json_string(a->layer_token[i]));
 	}
 	json_t *q = json_pack("{s:s, s:o}", "cmd", "tokens", "tokens", list), *reply = NULL;
 	if (!rc)
@@ -204,6 +221,7 @@ void arrival_channels_close(struct arrival *a)
 	if (a->router_started)
 		pthread_join(a->router, NULL);
 	a->router_started = false;
+	arrival_layer_close(a);
 	arrival_storage_stop(a);
 	/* The link's reader shuts these down when the link fails: it must not find one that is being freed.
 	 */

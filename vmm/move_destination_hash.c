@@ -89,10 +89,10 @@ int arrival_hash_start(struct arrival *a, struct error *err)
 	struct arrival_hash *h = calloc(1, sizeof *h);
 	if (!h)
 		return error_errno(err, ENOMEM, "hashes");
-	a->hash = h;
 	h->a = a;
 	pthread_mutex_init(&h->lock, NULL);
 	pthread_cond_init(&h->changed, NULL);
+	a->hash = h; /* whole: the channel's thread looks at it */
 	int rc = 0;
 	for (unsigned i = 0; !rc && i < a->vm->def.ndisks; i++) {
 		h->zero[i] = mirror_hash_zeroes(a->hash_seed, a->chunk_bytes[i]);

@@ -65,7 +65,8 @@ static bool fits(struct arrival *a, struct partial *p)
 	struct vm *vm = a->vm;
 	unsigned n = 0;
 	/* A source that cannot compare takes what is there for zeroes. */
-	if (a->version < 2 || strcmp(p->peer, a->peer) || partial_expired(p, (int64_t)time(NULL)))
+	if (a->version < 2 || !arrival_all_files(a) || strcmp(p->peer, a->peer) ||
+	    partial_expired(p, (int64_t)time(NULL)))
 		return false;
 	struct partial_disk disks[VM_DISKS_MAX];
 	for (unsigned i = 0; i < vm->def.ndisks; i++) {
@@ -146,7 +147,9 @@ static bool is_sound(struct arrival *a, unsigned i, struct error *err)
 		rc = block_image_info(path, want->format, false, &have, err);
 	if (!rc && (have.virtual_bytes != want->virtual_bytes || have.has_backing ||
 		    (want->format == BLOCK_FORMAT_QCOW2 &&
-		     (have.cluster_bytes != want->cluster_bytes || strcmp(have.compat, want->compat)))))
+		     (have.cluster_bytes != want->cluster_bytes || strcmp(have.compat, want->compat) ||
+		      have.zstd != want->zstd ||
+		      (want->refcount_bits && have.refcount_bits != want->refcount_bits)))))
 		rc = error_set(err, EINVAL, "%s has another shape than its note says", path);
 	return !rc;
 }
@@ -167,7 +170,7 @@ void arrival_check_resumed(struct arrival *a)
 int arrival_note_partial(struct arrival *a, struct error *err)
 {
 	struct vm *vm = a->vm;
-	if (!a->keep_s)
+	if (!a->keep_s || !arrival_all_files(a))
 		return partial_unnote(vm->dir, err);
 	CLEANUP_FREE struct partial *p = calloc(1, sizeof *p);
 	if (!p)

@@ -21,7 +21,6 @@
 #define SPACE_RESERVE_BYTES  (UINT64_C(64) << 20)
 #define MEMORY_RESERVE_BYTES (UINT64_C(64) << 20)
 #define FILE_MAX_BYTES	     (UINT64_C(2) << 30)
-#define DISK_MAX_BYTES	     (UINT64_C(1) << 50)
 #define MEMORY_MAX_BYTES     (UINT64_C(1) << 44)
 #define SETTLE_WAIT_MS	     5000
 
@@ -129,33 +128,18 @@ static int read_disks(struct arrival *a, json_t *hello, struct error *err)
 	for (unsigned i = 0; i < def->ndisks; i++) {
 		json_t *o = json_array_get(disks, i);
 		struct block_image_info *s = &a->shape[i];
-		uint64_t cluster;
-		const char *id = need_string(o, "id", err), *format = need_string(o, "format", err);
-		if (!id || !format)
+		const char *id = need_string(o, "id", err);
+		if (!id)
 			return -EPROTO;
-		if (strcmp(id, def->disks[i].id) || strcmp(format, def->disks[i].format))
-			return error_set(err, EPROTO, "hello: disk %u does not match the definition", i);
-		int rc = block_format_parse(format, &s->format);
-		if (!rc)
-			rc = need_u64(o, "virtual_bytes", DISK_MAX_BYTES, &s->virtual_bytes, err);
-		if (!rc)
-			rc = need_u64(o, "allocated_bytes", DISK_MAX_BYTES, &s->allocated_bytes, err);
-		if (!rc)
-			rc = need_u64(o, "cluster_bytes", 2u << 20, &cluster, err);
+		int rc = move_shape_parse(o, s, err);
 		if (rc)
 			return error_prefix(err, "disk %.32s", id);
-		if (!s->virtual_bytes || s->virtual_bytes % 512)
-			return error_set(err, EPROTO, "hello: disk %s: a size of %" PRIu64 " bytes", id,
-					 s->virtual_bytes);
-		s->cluster_bytes = (uint32_t)cluster;
-		if (s->format == BLOCK_FORMAT_QCOW2 && (cluster < 512 || (cluster & (cluster - 1))))
-			return error_set(err, EPROTO, "hello: disk %s: a cluster size of %" PRIu64, id,
-					 cluster);
-		const char *compat = json_string_value(json_object_get(o, "compat"));
-		snprintf(s->compat, sizeof s->compat, "%s",
-			 compat && !strcmp(compat, "0.10") ? "0.10" : "1.1");
-		s->lazy_refcounts = json_is_true(json_object_get(o, "lazy_refcounts"));
-		s->extended_l2 = json_is_true(json_object_get(o, "extended_l2"));
+		if (strcmp(id, def->disks[i].id) ||
+		    strcmp(block_format_name(s->format), def->disks[i].format))
+			return error_set(err, EPROTO, "hello: disk %u does not match the definition", i);
+		rc = arrival_read_disk(a, i, o, err);
+		if (rc)
+			return error_prefix(err, "disk %s", id);
 	}
 	return 0;
 }
@@ -257,11 +241,15 @@ static int check_space(struct arrival *a, struct error *err)
 	struct vm *vm = a->vm;
 	struct statvfs fs;
 	uint64_t space = SPACE_RESERVE_BYTES, there = arrival_partial_bytes(a);
-	for (unsigned i = 0; i < vm->def.ndisks; i++)
+	for (unsigned i = 0; i < vm->def.ndisks; i++) {
+		if (a->disks[i].mode == MOVE_DISK_DEVICE)
+			continue;
 		space += a->shape[i].allocated_bytes <
 					 a->shape[i].virtual_bytes + (a->shape[i].virtual_bytes >> 3)
 				 ? a->shape[i].allocated_bytes
 				 : a->shape[i].virtual_bytes;
+	}
+	space += arrival_layers_bytes(a);
 	for (unsigned i = 0; i < a->nfiles; i++)
 		space += a->files[i].size;
 	space -= there < space - SPACE_RESERVE_BYTES ? there : space - SPACE_RESERVE_BYTES;
@@ -397,6 +385,40 @@ static bool any_resumed(const struct arrival *a)
 	return false;
 }
 
+int arrival_assemble(struct arrival *a, struct error *err)
+{
+	struct vm *vm = a->vm;
+	int rc;
+	/* A read-only disk of the guest is still written by the copy. */
+	bool read_only[VM_DISKS_MAX];
+	for (unsigned i = 0; i < vm->def.ndisks; i++) {
+		read_only[i] = vm->def.disks[i].read_only;
+		vm->def.disks[i].read_only = false;
+	}
+	rc = vm_open_disks(vm, err);
+	for (unsigned i = 0; i < vm->def.ndisks; i++) {
+		vm->def.disks[i].read_only = read_only[i];
+		if (!rc && vm->disks[i].local->size_bytes != a->shape[i].virtual_bytes)
+			rc = error_set(err, EIO, "disk %s: %" PRIu64 " bytes were made for %" PRIu64,
+				       vm->def.disks[i].id, vm->disks[i].local->size_bytes,
+				       a->shape[i].virtual_bytes);
+	}
+	if (!rc && a->version >= 2)
+		rc = arrival_hash_start(a, err);
+	else if (!rc)
+		log_warn("%s speaks migration protocol %u: the disks' content will not be proved", a->peer,
+			 a->version);
+	if (!rc)
+		rc = registry_store_definition(vm->dirfd, &vm->def, err);
+	if (!rc)
+		rc = vm_create_machine(vm, a->cpu, err);
+	if (!rc)
+		rc = vm_load_kernel(vm, false, err);
+	SCOPE_LOCK(&a->lock);
+	a->assembled = !rc;
+	return rc;
+}
+
 int arrival_build(struct arrival *a, json_t *hello, struct error *err)
 {
 	struct vm *vm = a->vm;
@@ -421,42 +443,12 @@ int arrival_build(struct arrival *a, json_t *hello, struct error *err)
 			       : registry_files_add(vm->dirfd, f->name, err);
 	}
 	arrival_check_resumed(a);
-	for (unsigned i = 0; !rc && i < vm->def.ndisks; i++) {
-		if (!a->resumed[i])
-			rc = block_image_create(vm->dirfd, vm->def.disks[i].path, &a->shape[i], err);
-		if (!rc)
-			rc = registry_files_add(vm->dirfd, vm->def.disks[i].path, err);
-		if (rc)
-			error_prefix(err, "disk %s", vm->def.disks[i].id);
-	}
+	if (!rc)
+		rc = arrival_make_images(a, err);
 	/* The note of an earlier attempt speaks of other images. */
 	if (!rc && any_resumed(a))
 		rc = arrival_note_partial(a, err);
-	/* A read-only disk of the guest is still written by the copy. */
-	bool read_only[VM_DISKS_MAX];
-	for (unsigned i = 0; i < vm->def.ndisks; i++) {
-		read_only[i] = vm->def.disks[i].read_only;
-		vm->def.disks[i].read_only = false;
-	}
-	if (!rc)
-		rc = vm_open_disks(vm, err);
-	for (unsigned i = 0; i < vm->def.ndisks; i++) {
-		vm->def.disks[i].read_only = read_only[i];
-		if (!rc && vm->disks[i].local->size_bytes != a->shape[i].virtual_bytes)
-			rc = error_set(err, EIO, "disk %s: %" PRIu64 " bytes were made for %" PRIu64,
-				       vm->def.disks[i].id, vm->disks[i].local->size_bytes,
-				       a->shape[i].virtual_bytes);
-	}
-	if (!rc && a->version >= 2)
-		rc = arrival_hash_start(a, err);
-	else if (!rc)
-		log_warn("%s speaks migration protocol %u: the disks' content will not be proved", a->peer,
-			 a->version);
-	if (!rc)
-		rc = registry_store_definition(vm->dirfd, &vm->def, err);
-	if (!rc)
-		rc = vm_create_machine(vm, a->cpu, err);
-	if (!rc)
-		rc = vm_load_kernel(vm, false, err);
+	if (!rc && !a->nlayers)
+		rc = arrival_assemble(a, err);
 	return rc;
 }

@@ -44,6 +44,8 @@ void source_interrupt(struct move *mv, const struct error *why)
 	if (mv->mirrors_on)
 		for (unsigned i = 0; i < mv->vm->def.ndisks; i++)
 			mirror_cancel(mv->vm->disks[i].mirror);
+	if (mv->layer_mirror)
+		mirror_cancel(mv->layer_mirror);
 	for (unsigned i = 0; i < mv->nmemory; i++)
 		conn_shutdown(mv->memory[i]);
 	struct move_link *link = mv->link;
@@ -88,7 +90,9 @@ int source_phase_with_peer(struct move *mv, const char *phase, struct error *err
 static int run_storage(struct move *mv, struct error *err)
 {
 	source_set_phase(mv, MOVE_STORAGE, "storage");
-	int rc = source_phase_with_peer(mv, "storage", err);
+	int rc = source_layers_copy(mv, err);
+	if (!rc)
+		rc = source_phase_with_peer(mv, "storage", err);
 	for (unsigned i = 0; !rc && i < mv->vm->def.ndisks; i++)
 		rc = source_storage_open(mv, i, 0, err);
 	pthread_mutex_lock(&mv->lock);
@@ -186,8 +190,8 @@ static void *source_thread(void *arg)
 	struct outcome out = {"moved", EXIT_MOVED};
 	source_set_phase(mv, MOVE_CONNECT, "connect");
 	source_ticker_start(mv);
-	int rc = 0;
-	for (;;) {
+	int rc = source_disks_plan(mv, &err);
+	for (bool planned = !rc; planned;) {
 		err = ERROR_INIT;
 		rc = run_attempt(mv, &err);
 		if (!rc)

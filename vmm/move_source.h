@@ -30,6 +30,15 @@ enum move_phase {
 	MOVE_ENDED,
 };
 
+/* How a disk is to arrive. */
+struct source_disk {
+	enum move_disk_mode mode;
+	char device[MOVE_DEVICE_PATH_BYTES]; /* at the destination */
+	struct move_backing below;
+	uint64_t below_allocated_bytes;
+};
+#define SOURCE_LAYERS_MAX (VM_DISKS_MAX * BLOCK_BACKING_MAX)
+
 struct move {
 	struct move *former;
 	struct vm *vm;
@@ -64,6 +73,13 @@ struct move {
 	unsigned nmemory;
 	char disk_token[VM_DISKS_MAX][64];
 	char memory_token[MEM_STREAMS_MAX][64];
+	struct source_disk disks[VM_DISKS_MAX];
+	char layer_token[SOURCE_LAYERS_MAX][64]; /* disk by disk, nearest first */
+	unsigned nlayers;
+	struct mirror *layer_mirror;		      /* under lock: of the file that is copied now */
+	uint64_t layer_total_bytes, layer_done_bytes; /* under lock: allocated */
+	uint64_t layer_counted_bytes;
+	uint64_t layer_copied_bytes; /* data that travelled */
 
 	/* figures */
 	uint64_t t_start_ms, t_storage_ms, t_memory_ms; /* when each phase began */
@@ -115,6 +131,17 @@ bool source_try_again(struct move *mv, struct error *err);
 /* move_source_hello.c: connects, proves, says hello, sends the files. */
 int source_hello(struct move *mv, struct error *err);
 
+/* move_source_disks.c: how each disk arrives, from the options, before the destination hears of anything. */
+int source_disks_plan(struct move *mv, struct error *err);
+/* Adds to hello's object of the disk what is not its shape. */
+void source_disk_describe(struct move *mv, unsigned disk, json_t *o);
+/* What the destination made of it, and its tokens for the files below. */
+int source_disks_accepted(struct move *mv, json_t *hello_ok, struct error *err);
+/* Whether every image is still the file that was opened, with the length that it has to have. */
+int source_images_check(struct move *mv, struct error *err);
+/* Copies the files below the disks, before the disks. */
+int source_layers_copy(struct move *mv, struct error *err);
+
 /* move_source_handover.c */
 /* Pre-copy, pause, last memory and state: 0 = READY. */
 int source_handover(struct move *mv, struct error *err);
@@ -134,6 +161,9 @@ int source_storage_sync(struct move *mv, struct error *err); /* until every chun
 int source_storage_flush(struct move *mv, struct error *err);
 bool source_storage_consistent(struct move *mv);
 void source_storage_stop(struct move *mv);
+/* A disk channel with an NBD client on it. */
+int source_remote_open(struct move *mv, const char *token, const char *export_name, uint64_t size_bytes,
+		       struct block **out, struct error *err);
 int source_dial(struct move *mv, enum channel channel, const char *token, struct conn **out,
 		struct error *err);
 

@@ -222,6 +222,10 @@ void source_close_channels(struct move *mv)
 		mv->disk_bytes += copied + mirrored;
 		mv->wire_bytes += copied + mirrored;
 	}
+	uint64_t layers = mv->layer_copied_bytes - mv->layer_counted_bytes;
+	mv->layer_counted_bytes += layers;
+	mv->disk_bytes += layers;
+	mv->wire_bytes += layers;
 	source_storage_stop(mv);
 	pthread_mutex_lock(&mv->lock);
 	struct move_link *link = steal_ptr(mv->link);

@@ -16,6 +16,7 @@
 
 /* A destination may open big images and 64 vCPUs before it answers; it beats meanwhile. */
 #define HELLO_TIMEOUT_MS    120000
+#define HASH_BYTES_PER_MS   20000 /* at the least, of each file that may be the right one */
 #define FILE_CHUNK_BYTES    (1u << 20)
 #define DOWNTIME_DEFAULT_MS 50
 #define ROUNDS_DEFAULT	    30
@@ -67,6 +68,44 @@ static int parse_mirror(json_t *o, struct move_options *opt, struct error *err)
 	return 0;
 }
 
+static int parse_backing(json_t *o, enum move_backing_choice *out, struct error *err)
+{
+	static const char *const names[] = {[MOVE_BACKING_FLATTEN] = "flatten",
+					    [MOVE_BACKING_CHAIN] = "chain",
+					    [MOVE_BACKING_REUSE] = "reuse"};
+	json_t *v = json_object_get(o, "backing");
+	const char *s = json_string_value(v);
+	if (!v || json_is_null(v))
+		return 0;
+	for (unsigned i = MOVE_BACKING_FLATTEN; s && i < ARRAY_SIZE(names); i++) {
+		if (!strcmp(s, names[i])) {
+			*out = (enum move_backing_choice)i;
+			return 0;
+		}
+	}
+	return error_set(err, EINVAL, "option backing: flatten, chain or reuse is needed");
+}
+
+static int parse_to_disk(json_t *o, struct move_options *opt, struct error *err)
+{
+	const char *id;
+	json_t *v;
+	json_object_foreach(json_object_get(o, "to_disk"), id, v)
+	{
+		const char *path = json_string_value(v);
+		struct move_to_disk *t = &opt->to_disk[opt->nto_disk];
+		if (opt->nto_disk == VM_DISKS_MAX || strlen(id) >= sizeof t->id || !path ||
+		    strlen(path) >= sizeof t->path || path[0] != '/')
+			return error_set(err, EINVAL,
+					 "--to-disk %.32s: the absolute path of a block device is needed",
+					 id);
+		strcpy(t->id, id);
+		strcpy(t->path, path);
+		opt->nto_disk++;
+	}
+	return 0;
+}
+
 int move_options_parse(json_t *request, struct move_options *opt, struct error *err)
 {
 	memset(opt, 0, sizeof *opt);
@@ -102,6 +141,10 @@ int move_options_parse(json_t *request, struct move_options *opt, struct error *
 		rc = source_parse_bandwidth(o, &opt->bandwidth_bytes_per_s, err);
 	if (!rc)
 		rc = parse_mirror(o, opt, err);
+	if (!rc)
+		rc = parse_backing(o, &opt->backing, err);
+	if (!rc)
+		rc = parse_to_disk(o, opt, err);
 	if (rc)
 		return rc;
 	if (!opt->streams)
@@ -140,8 +183,9 @@ struct travel_file {
 };
 
 /* The definition as the destination is to have it: every path a plain name in the VM's folder. */
-static char *foreign_definition(struct vm *vm)
+static char *foreign_definition(struct move *mv)
 {
+	struct vm *vm = mv->vm;
 	CLEANUP_FREE struct vm_definition *def = malloc(sizeof *def);
 	if (!def)
 		return NULL;
@@ -150,9 +194,18 @@ static char *foreign_definition(struct vm *vm)
 	if (def->initrd[0])
 		snprintf(def->initrd, sizeof def->initrd, "initrd");
 	snprintf(def->serial, sizeof def->serial, "socket");
-	for (unsigned i = 0; i < def->ndisks; i++)
-		snprintf(def->disks[i].path, sizeof def->disks[i].path, "%s.%s", vm->def.disks[i].id,
-			 vm->def.disks[i].format);
+	for (unsigned i = 0; i < def->ndisks; i++) {
+		struct vm_disk_def *d = &def->disks[i];
+		const struct source_disk *to = &mv->disks[i];
+		if (to->mode == MOVE_DISK_DEVICE)
+			strcpy(d->format, block_format_name(BLOCK_FORMAT_RAW));
+		snprintf(d->path, sizeof d->path, "%s.%s", d->id, d->format);
+		d->size_bytes = 0;
+		d->backing[0] = '\0';
+		for (unsigned k = 0; to->mode == MOVE_DISK_CHAIN && k < to->below.nlayers; k++)
+			sprintf(d->backing + strlen(d->backing), "%s%s.below%u.%s", k ? ", " : "", d->id,
+				k + 1, block_format_name(to->below.layers[k].format));
+	}
 	return vmdef_format(def);
 }
 
@@ -181,7 +234,7 @@ static int travel_files(struct vm *vm, struct travel_file files[2], unsigned *n,
 static json_t *make_hello(struct move *mv, struct travel_file *files, unsigned nfiles, struct error *err)
 {
 	struct vm *vm = mv->vm;
-	CLEANUP_FREE char *def = foreign_definition(vm);
+	CLEANUP_FREE char *def = foreign_definition(mv);
 	json_t *cpu = machine_cpu_describe(vm->machine, err);
 	if (!def || !cpu) {
 		if (cpu)
@@ -203,17 +256,21 @@ static json_t *make_hello(struct move *mv, struct travel_file *files, unsigned n
 		now = *in;
 		if (!stat(path, &st) && S_ISREG(st.st_mode))
 			now.allocated_bytes = (uint64_t)st.st_blocks * 512;
+		/* an image of its own will hold what is below as well */
+		if (mv->disks[i].mode == MOVE_DISK_FILE)
+			now.allocated_bytes += mv->disks[i].below_allocated_bytes;
 		vm->disks[i].info.allocated_bytes = now.allocated_bytes;
-		json_array_append_new(
-			disks,
-			json_pack("{s:s, s:s, s:I, s:I, s:I, s:i, s:s, s:b, s:b, s:b}", "id",
-				  vm->def.disks[i].id, "format", vm->def.disks[i].format, "virtual_bytes",
-				  (json_int_t)vm->disks[i].local->size_bytes, "chunk_bytes",
-				  (json_int_t)source_chunk_bytes(vm->disks[i].local->size_bytes),
-				  "allocated_bytes", (json_int_t)now.allocated_bytes, "cluster_bytes",
-				  (int)now.cluster_bytes, "compat", now.compat, "lazy_refcounts",
-				  now.lazy_refcounts, "extended_l2", now.extended_l2, "read_only",
-				  vm->def.disks[i].read_only));
+		now.virtual_bytes = vm->disks[i].local->size_bytes;
+		if (mv->disks[i].mode == MOVE_DISK_DEVICE)
+			now.format = BLOCK_FORMAT_RAW;
+		json_t *o = move_shape_to_json(&now);
+		json_object_set_new(o, "id", json_string(vm->def.disks[i].id));
+		json_object_set_new(o, "read_only", json_boolean(vm->def.disks[i].read_only));
+		json_object_set_new(
+			o, "chunk_bytes",
+			json_integer((json_int_t)source_chunk_bytes(vm->disks[i].local->size_bytes)));
+		source_disk_describe(mv, i, o);
+		json_array_append_new(disks, o);
 	}
 	char seed[17];
 	snprintf(seed, sizeof seed, "%016llx", (unsigned long long)source_proof_seed(mv));
@@ -309,6 +366,15 @@ static int record_attempt(struct move *mv, struct error *err)
 	return vm_record_transition(mv->vm, &t, err);
 }
 
+/* A destination that is to prove that it has the files below reads them first. */
+static unsigned hello_timeout_ms(const struct move *mv)
+{
+	uint64_t ms = HELLO_TIMEOUT_MS;
+	for (unsigned i = 0; i < mv->vm->def.ndisks; i++)
+		ms += mv->disks[i].below.virtual_bytes / HASH_BYTES_PER_MS;
+	return ms < UINT32_MAX ? (unsigned)ms : UINT32_MAX;
+}
+
 int source_hello(struct move *mv, struct error *err)
 {
 	struct vm *vm = mv->vm;
@@ -349,7 +415,7 @@ int source_hello(struct move *mv, struct error *err)
 	json_decref(hello);
 	struct frame reply;
 	if (!rc)
-		rc = move_link_wait(mv->link, 1u << FRAME_HELLO_OK | 1u << FRAME_REFUSE, HELLO_TIMEOUT_MS,
+		rc = move_link_wait(mv->link, 1u << FRAME_HELLO_OK | 1u << FRAME_REFUSE, hello_timeout_ms(mv),
 				    &reply, err);
 	if (rc)
 		return error_prefix(err, "%s", mv->opt.peer);
@@ -368,6 +434,10 @@ int source_hello(struct move *mv, struct error *err)
 	rc = take_tokens(reply.json, "disk_tokens", mv->disk_token, vm->def.ndisks, err);
 	if (!rc)
 		rc = take_tokens(reply.json, "memory_tokens", mv->memory_token, mv->opt.streams, err);
+	if (!rc && mv->nlayers)
+		rc = take_tokens(reply.json, "layer_tokens", mv->layer_token, mv->nlayers, err);
+	if (!rc)
+		rc = source_disks_accepted(mv, reply.json, err);
 	for (unsigned i = 0; i < vm->def.ndisks; i++)
 		mv->resumed[i] = json_is_true(json_array_get(json_object_get(reply.json, "resumed"), i));
 	frame_release(&reply);

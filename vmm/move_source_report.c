@@ -82,6 +82,8 @@ static void look(struct report *r)
 						 : 0;
 		r->copied_bytes += st->data_bytes_copied + st->mirrored_bytes;
 	}
+	r->total_bytes += mv->layer_total_bytes;
+	r->done_bytes += mv->layer_done_bytes;
 	/* Reading both sides again, without the wire. */
 	uint64_t verified, all;
 	source_verify_progress(mv, &verified, &all);

@@ -98,31 +98,42 @@ static void share_budget(const struct move *mv, struct mirror_options *opt)
 	opt->buffer_bytes = buffer < MIRROR_BUFFER_MIN_BYTES ? MIRROR_BUFFER_MIN_BYTES : buffer;
 }
 
+int source_remote_open(struct move *mv, const char *token, const char *export_name, uint64_t size_bytes,
+		       struct block **out, struct error *err)
+{
+	struct conn *conn = NULL;
+	int rc = source_dial(mv, CHANNEL_DISK, token, &conn, err);
+	if (rc)
+		return error_prefix(err, "disk %s", export_name);
+	int fd = -1;
+	rc = conn_pump_start(conn, &fd, err);
+	if (rc)
+		return error_prefix(err, "disk %s", export_name);
+	struct nbd_client_options copt = {
+		.export_name = export_name, .label = export_name, .timeout_ms = mv->vm->cfg->silence_ms};
+	struct block *remote = NULL;
+	rc = nbd_client_open(&fd, 1, &copt, &remote, err);
+	if (rc)
+		return error_prefix(err, "disk %s at %s", export_name, mv->opt.peer);
+	if (remote->size_bytes != size_bytes) {
+		rc = error_set(err, EPROTO, "disk %s: %llu bytes here, %llu at %s", export_name,
+			       (unsigned long long)size_bytes, (unsigned long long)remote->size_bytes,
+			       mv->opt.peer);
+		block_close(remote);
+		return rc;
+	}
+	*out = remote;
+	return 0;
+}
+
 int source_storage_open(struct move *mv, unsigned i, uint64_t broken_ms, struct error *err)
 {
 	struct vm_disk *d = &mv->vm->disks[i];
 	const char *id = mv->vm->def.disks[i].id;
-	struct conn *conn = NULL;
-	int rc = source_dial(mv, CHANNEL_DISK, mv->disk_token[i], &conn, err);
-	if (rc)
-		return error_prefix(err, "disk %s", id);
-	int fd = -1;
-	rc = conn_pump_start(conn, &fd, err);
-	if (rc)
-		return error_prefix(err, "disk %s", id);
-	struct nbd_client_options copt = {
-		.export_name = id, .label = id, .timeout_ms = mv->vm->cfg->silence_ms};
 	struct block *remote = NULL;
-	rc = nbd_client_open(&fd, 1, &copt, &remote, err);
+	int rc = source_remote_open(mv, mv->disk_token[i], id, d->local->size_bytes, &remote, err);
 	if (rc)
-		return error_prefix(err, "disk %s at %s", id, mv->opt.peer);
-	if (remote->size_bytes != d->local->size_bytes) {
-		rc = error_set(err, EPROTO, "disk %s: %llu bytes here, %llu at %s", id,
-			       (unsigned long long)d->local->size_bytes,
-			       (unsigned long long)remote->size_bytes, mv->opt.peer);
-		block_close(remote);
 		return rc;
-	}
 	const char *grace = getenv("SNM_MIRROR_GRACE_MS");
 	unsigned least = grace ? (unsigned)strtoul(grace, NULL, 10) : mv->vm->cfg->mirror_grace_ms;
 	if (!mv->grace_ms[i])
@@ -132,7 +143,9 @@ int source_storage_open(struct move *mv, unsigned i, uint64_t broken_ms, struct 
 		mv->grace_ms[i] *= 2;
 	struct mirror_options mopt = {
 		.remote = remote,
-		.remote_is_zero = !mv->resumed[i],
+		.remote_is_zero = mv->disks[i].mode == MOVE_DISK_FILE && !mv->resumed[i],
+		.remote_has_backing =
+			mv->disks[i].mode == MOVE_DISK_CHAIN || mv->disks[i].mode == MOVE_DISK_REUSE,
 		.hold_pass = mv->resumed[i],
 		.keep_map = broken_ms,
 		.chunk_bytes = source_chunk_bytes(d->local->size_bytes),
@@ -209,6 +222,8 @@ static int sync_disk(struct move *mv, unsigned i, struct error *err)
 	for (;;) {
 		struct error e = ERROR_INIT;
 		int rc = source_check(mv, err);
+		if (!rc)
+			rc = source_images_check(mv, err);
 		if (rc)
 			return rc;
 		rc = mv->resumed[i] ? adopt(mv, i, &e) : 0;
@@ -281,8 +296,10 @@ int source_storage_flush(struct move *mv, struct error *err)
 			if (rc)
 				error_prefix(&e, "disk %s", mv->vm->def.disks[i].id);
 		}
-		if (!rc)
-			return source_check(mv, err);
+		if (!rc) {
+			rc = source_images_check(mv, err);
+			return rc ? rc : source_check(mv, err);
+		}
 		if (source_check(mv, err))
 			return source_check(mv, err);
 		if (tries > STORAGE_RETRIES) {

@@ -236,8 +236,8 @@ static bool may_pass(struct move *mv, unsigned disk, int code)
 
 static int verify_once(struct move *mv, bool *again, struct error *err)
 {
-	/* A buffered mirror stays so until the memory has been sent: the flush would end that. The destination
-	 * makes durable what it hashes. */
+	/* A buffered mirror stays so until the memory has been sent: the flush would end that. The
+	 * destination makes durable what it hashes. */
 	bool early = mv->opt.mirror_buffered && mv->phase == MOVE_VERIFY;
 	int rc = early ? source_storage_sync(mv, err) : source_storage_flush(mv, err);
 	*again = false;

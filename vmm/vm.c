@@ -56,6 +56,23 @@ int vm_resolve_path(const struct vm *vm, const char *path, char *out, size_t siz
 	return 0;
 }
 
+int vm_backing_paths(const struct vm *vm, unsigned disk, struct vm_backing *out, struct error *err)
+{
+	char text[sizeof vm->def.disks[0].backing];
+	const char *names[VM_BACKING_MAX];
+	int n = vmdef_backing_names(&vm->def.disks[disk], text, names);
+	if (n < 0)
+		return error_set(err, n, "disk %s: backing", vm->def.disks[disk].id);
+	out->n = (unsigned)n;
+	for (int i = 0; i < n; i++) {
+		int rc = vm_resolve_path(vm, names[i], out->paths[i], sizeof out->paths[i], err);
+		if (rc)
+			return rc;
+		out->list[i] = out->paths[i];
+	}
+	return 0;
+}
+
 int vm_open_disks(struct vm *vm, struct error *err)
 {
 	for (unsigned i = 0; i < vm->def.ndisks; i++) {
@@ -66,12 +83,19 @@ int vm_open_disks(struct vm *vm, struct error *err)
 		snprintf(label, sizeof label, "disk %s", def->id);
 		struct block_open_options opt = {
 			.read_only = def->read_only, .direct = true, .label = label, .run_dir = vm->dir};
+		struct vm_backing below;
+		if (!rc)
+			rc = vm_backing_paths(vm, i, &below, err);
 		if (!rc)
 			rc = block_format_parse(def->format, &opt.format);
 		if (!rc)
 			rc = block_image_info(path, opt.format, false, &d->info, err);
-		if (!rc)
+		if (!rc) {
+			opt.backing = below.list;
+			opt.nbacking = below.n;
+			opt.size_bytes = d->info.is_block_device ? def->size_bytes : 0;
 			rc = block_open(path, &opt, &d->local, err);
+		}
 		if (!rc)
 			rc = mirror_create(d->local, &d->mirror, &d->top, err);
 		if (rc)

@@ -32,14 +32,14 @@ struct arrival;
 struct vm {
 	const struct host_config *cfg;
 	struct vm_definition def;
-	int dirfd;	/* the VM's folder; stays valid through a rename */
+	int dirfd;		       /* the VM's folder; stays valid through a rename */
 	char dir[REGISTRY_PATH_BYTES]; /* its path; changes under lock when an arrival gets its place */
 	struct vm_disk disks[VM_DISKS_MAX];
 	struct machine *machine;
 	struct record *record; /* locked while this process lives */
 
-	/* Held by whoever pauses or resumes the guest together with the state that says so. Before every other
-	 * lock. */
+	/* Held by whoever pauses or resumes the guest together with the state that says so. Before every
+	 * other lock. */
 	pthread_mutex_t run_lock;
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
@@ -60,6 +60,13 @@ void vm_release(struct vm *vm);
 
 /* Relative paths are below the VM's folder. */
 int vm_resolve_path(const struct vm *vm, const char *path, char *out, size_t size, struct error *err);
+/* The files below a disk, as paths. */
+struct vm_backing {
+	unsigned n;
+	char paths[VM_BACKING_MAX][REGISTRY_PATH_BYTES + 256];
+	const char *list[VM_BACKING_MAX];
+};
+int vm_backing_paths(const struct vm *vm, unsigned disk, struct vm_backing *out, struct error *err);
 /* Opens every disk of the definition below vm->dir with its mirror filter. */
 int vm_open_disks(struct vm *vm, struct error *err);
 /* Opens taps, creates the machine around the disks. cpu as machine_config.cpu. */

@@ -13,6 +13,7 @@
 
 #define CALL_TIMEOUT_MS 60000
 #define DOWNTIME_MAX_MS 3600000
+#define DEVICE_PATH_MAX_BYTES 255
 
 /* --receipt: refused before anything is asked for if it could not be written. */
 static int begin_receipt(struct receipt *r, const char *path)
@@ -71,6 +72,39 @@ static int parse_time(const char *option, const char *arg, unsigned max_s, const
 	return 0;
 }
 
+static int parse_backing(const char *arg, json_t *options)
+{
+	static const char *const choices[] = {"flatten", "chain", "reuse"};
+	for (size_t i = 0; i < sizeof choices / sizeof *choices; i++) {
+		if (strcmp(arg, choices[i]))
+			continue;
+		json_object_set_new(options, "backing", json_string(arg));
+		return 0;
+	}
+	return snmigrate_usage_error("--backing %s: flatten, chain or reuse is needed", arg);
+}
+
+static int parse_to_disk(const char *arg, json_t *options)
+{
+	const char *eq = strchr(arg, '=');
+	if (!eq || eq == arg || eq[1] != '/' || strlen(eq + 1) > DEVICE_PATH_MAX_BYTES)
+		return snmigrate_usage_error("--to-disk %s: DISK=/DEVICE is needed", arg);
+	json_t *to = json_object_get(options, "to_disk");
+	if (!to) {
+		to = json_object();
+		json_object_set_new(options, "to_disk", to);
+	}
+	char id[64];
+	snprintf(id, sizeof id, "%.*s", (int)(eq - arg), arg);
+	json_t *path = json_string(eq + 1);
+	if (!path || json_object_get(to, id)) {
+		json_decref(path);
+		return snmigrate_usage_error("--to-disk %s: given twice, or no text", arg);
+	}
+	json_object_set_new(to, id, path);
+	return 0;
+}
+
 int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 {
 	/* clang-format off */
@@ -88,6 +122,8 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 		{"mirror-buffer", required_argument, NULL, 'B'},
 		{"retry-for", required_argument, NULL, 'R'},
 		{"keep-partial", required_argument, NULL, 'P'},
+		{"backing", required_argument, NULL, 'K'},
+		{"to-disk", required_argument, NULL, 'D'},
 		{"control", required_argument, NULL, 'c'},
 		{0}};
 	/* clang-format on */
@@ -137,6 +173,12 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 		case 'P':
 			status = parse_time("--keep-partial", optarg, HOST_KEEP_PARTIAL_MAX_S,
 					    "keep_partial_s", options);
+			break;
+		case 'K':
+			status = parse_backing(optarg, options);
+			break;
+		case 'D':
+			status = parse_to_disk(optarg, options);
 			break;
 		case 'c':
 			s->control = optarg;
