@@ -139,11 +139,10 @@ static int find_backing(struct arrival *a, unsigned i, const struct host_backing
 		snprintf(tried + at, sizeof tried - at, "%s%s (%s)", at ? ", " : "", b->name,
 			 rc < 0 ? "cannot be read" : "differs");
 	}
-	return error_set(err, ENOENT,
-			 "disk %s: no [backing] of host %s has the content of %s (%" PRIu64
-			 " bytes, SHA-256 %.16s...): %s",
-			 a->vm->def.disks[i].id, cfg->name, want->name, want->virtual_bytes, want->sha256,
-			 *tried ? tried : "there is none");
+	return error_set(
+		err, ENOENT,
+		"no [backing] of host %s has the content of %s (%" PRIu64 " bytes, SHA-256 %.16s...): %s",
+		cfg->name, want->name, want->virtual_bytes, want->sha256, *tried ? tried : "there is none");
 }
 
 static int prepare_reuse(struct arrival *a, unsigned i, struct error *err)
