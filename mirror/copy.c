@@ -21,6 +21,7 @@
 #include "mirror/mirror_impl.h"
 
 #define BANDWIDTH_LOOK_NS UINT64_C(100000000) /* so often a changed bandwidth is seen */
+#define PROBE_BYTES	  4096u
 #define SCAN_QUERIES	  16 /* of MIRROR_EXTENTS_PER_QUERY extents, then the rest is left to the jobs */
 
 static void queue_push(struct copy_queue *q, struct copy_job *job)
@@ -171,6 +172,34 @@ static void fail_locally(struct session *s, int code, const char *what, uint64_t
 	mirror_work_run(s->m, &work);
 }
 
+/* The first sector that cannot be read of a piece that could not. */
+static uint64_t bad_sector(struct copy_job *job)
+{
+	struct session *s = job->session;
+	uint64_t len = s->align > PROBE_BYTES ? s->align : PROBE_BYTES;
+	for (uint64_t at = 0; at < job->piece_bytes; at += len) {
+		uint64_t n = job->piece_bytes - at < len ? job->piece_bytes - at : len;
+		if (block_pread(s->m->local, job->buf, n, job->cursor + at))
+			return (job->cursor + at) / MIRROR_SECTOR_BYTES;
+	}
+	return job->cursor / MIRROR_SECTOR_BYTES; /* it can now */
+}
+
+static void local_read_failed(struct copy_job *job)
+{
+	struct session *s = job->session;
+	uint64_t sector = bad_sector(job);
+	struct mirror_work work;
+	mirror_work_init(&work);
+	pthread_mutex_lock(&s->m->lock);
+	if (!s->failed)
+		s->m->stats.local_failed = true;
+	session_fail(s, job->result, &work, "read of the local disk at byte %llu (sector %llu)",
+		     (unsigned long long)(sector * MIRROR_SECTOR_BYTES), (unsigned long long)sector);
+	pthread_mutex_unlock(&s->m->lock);
+	mirror_work_run(s->m, &work);
+}
+
 static void queue_to_send(struct copy_job *job, enum block_op op, unsigned flags)
 {
 	struct session *s = job->session;
@@ -316,14 +345,13 @@ static void next_piece(struct copy_job *job)
 
 static void step(struct copy_job *job, enum copy_state state)
 {
-	struct session *s = job->session;
 	switch (state) {
 	case COPY_GRANTED:
 		next_piece(job);
 		break;
 	case COPY_READ:
 		if (job->result < 0)
-			fail_locally(s, job->result, "copy: local read", job->cursor);
+			local_read_failed(job);
 		else if (bytes_all_zero(job->buf, job->piece_bytes))
 			queue_to_send(job, BLOCK_WRITE_ZEROES, BLOCK_REQ_MAY_UNMAP);
 		else

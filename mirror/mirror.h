@@ -76,6 +76,7 @@ struct mirror_stats {
 	uint64_t buffered_bytes, buffered_bytes_max;
 	bool all_synced;
 	bool failed;
+	bool local_failed; /* a read of the local disk did it: another session would meet the same */
 };
 
 /* Starts the pass; guest I/O goes on during the call. */

@@ -164,10 +164,10 @@ int source_disks_accepted(struct move *mv, json_t *hello_ok, struct error *err)
 
 /* --- images under us --- */
 
-static int check_image(const struct vm *vm, unsigned i, struct error *err)
+static int check_image(struct vm *vm, unsigned i, struct error *err)
 {
-	const struct vm_disk *d = &vm->disks[i];
-	const struct block_image_info *was = &d->info;
+	struct vm_disk *d = &vm->disks[i];
+	struct block_image_info *was = &d->info;
 	const char *id = vm->def.disks[i].id;
 	char path[8400];
 	struct stat st;
@@ -185,7 +185,9 @@ static int check_image(const struct vm *vm, unsigned i, struct error *err)
 				 "disk %s: %s on %s was cut from %llu to %llu bytes while the VM uses it", id,
 				 path, vm->cfg->name, (unsigned long long)was->file_bytes,
 				 (unsigned long long)now);
-	if (was->format == BLOCK_FORMAT_RAW && now > d->local->size_bytes)
+	if (was->format == BLOCK_FORMAT_QCOW2)
+		was->file_bytes = now; /* it grows as the guest writes, and never shrinks by itself */
+	else if (now > d->local->size_bytes)
 		return error_set(
 			err, EIO, "disk %s: %s on %s grew from %llu to %llu bytes while the VM uses it", id,
 			path, vm->cfg->name, (unsigned long long)was->file_bytes, (unsigned long long)now);
@@ -248,10 +250,9 @@ static int wait_layer(struct layer_copy *c, struct error *err)
 			continue;
 		if (source_check(c->mv, err))
 			return source_check(c->mv, err);
-		if (e.code == -ENOSPC || tries++ == LAYER_TRIES) {
-			error_copy(err, &e);
-			return e.code;
-		}
+		if (st.local_failed || e.code == -ENOSPC || tries++ == LAYER_TRIES)
+			return error_set(err, e.code, "%s, %s %s", e.message, st.local_failed ? "on" : "at",
+					 st.local_failed ? c->mv->vm->cfg->name : c->mv->opt.peer);
 		log_warn("disk %s: session broke (%s), dialling again (%u)", c->name, e.message, tries);
 		mirror_stop(c->mirror);
 		clock_sleep_ms(LAYER_REDIAL_MS);

@@ -246,15 +246,19 @@ static int sync_disk(struct move *mv, unsigned i, struct error *err)
 			tries = 0;
 		best = st.synced_bytes > best ? st.synced_bytes : best;
 		moved = now_moved;
-		/* A disk that is full, here or there, and hashes that cannot be had are no matter of this
-		 * session. */
-		if (e.code == -ENOSPC || (mv->resumed[i] && !st.failed)) {
+		/* A disk that is full, here or there, one that cannot be read, and hashes that cannot be had
+		 * are no matter of this session. */
+		if (st.local_failed)
+			return error_set(err, e.code, "%s, on %s", e.message, mv->vm->cfg->name);
+		if (e.code == -ENOSPC)
+			return error_set(err, e.code, "%s, at %s", e.message, mv->opt.peer);
+		if (mv->resumed[i] && !st.failed) {
 			error_copy(err, &e);
 			return e.code;
 		}
 		if (++tries > STORAGE_RETRIES)
-			return error_set(err, e.code, "%s (%u times in a row%s%s%s)", e.message, tries,
-					 e.code == -ETIMEDOUT ? "; " : "",
+			return error_set(err, e.code, "%s, at %s (%u times in a row%s%s%s)", e.message,
+					 mv->opt.peer, tries, e.code == -ETIMEDOUT ? "; " : "",
 					 e.code == -ETIMEDOUT ? mv->opt.peer : "",
 					 e.code == -ETIMEDOUT ? " is too busy, or the link too slow" : "");
 		log_warn("disk %s: session broke (%s), dialling again (%u)", mv->vm->def.disks[i].id,
