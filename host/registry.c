@@ -281,13 +281,24 @@ static void list_rest(int dirfd, const char *path, json_t *left)
 	closedir(dir);
 }
 
+static void list_disk_outside(const struct vm_disk_def *disk, json_t *left)
+{
+	char text[sizeof disk->backing];
+	const char *names[VM_BACKING_MAX];
+	int n = vmdef_backing_names(disk, text, names);
+	if (disk->path[0] == '/')
+		json_array_append_new(left, json_string(disk->path));
+	for (int i = 0; i < n; i++)
+		if (names[i][0] == '/')
+			json_array_append_new(left, json_string(names[i]));
+}
+
 static void list_outside(int dirfd, const char *path, json_t *left)
 {
 	struct vm_definition *def = malloc(sizeof *def);
 	if (def && registry_load_definition(dirfd, path, def, NULL) == 0)
 		for (unsigned i = 0; i < def->ndisks; i++)
-			if (def->disks[i].path[0] == '/')
-				json_array_append_new(left, json_string(def->disks[i].path));
+			list_disk_outside(&def->disks[i], left);
 	free(def);
 }
 
