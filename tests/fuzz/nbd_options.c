@@ -63,7 +63,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (which == 3 && size >= NBD_REQUEST_BYTES)
 		request(data, bits);
 	if (which == 4 && qcow2_header_decode(data, size, &qcow2, &err) == 0 &&
-	    (qcow2.cluster_bytes < 512 || qcow2.cluster_bytes > 2u << 20))
+	    (qcow2.cluster_bytes < 512 || qcow2.cluster_bytes > 2u << 20 || qcow2.refcount_bits < 1 ||
+	     qcow2.refcount_bits > 64 || qcow2.header_bytes > qcow2.cluster_bytes))
 		abort();
 	return 0;
 }

@@ -104,6 +104,28 @@ static json_t *first(struct hostile *h, const char *list)
 	return json_array_get(json_object_get(h->hello, list), 0);
 }
 
+static void device(struct hostile *h, const char *path)
+{
+	json_object_set_new(first(h, "disks"), "mode", json_string("device"));
+	json_object_set_new(first(h, "disks"), "device", json_string(path));
+}
+
+/* A qcow2 disk over files that travel. names: of the definition; NULL: none. */
+static void backing(struct hostile *h, const char *names, unsigned nlayers)
+{
+	char text[256];
+	snprintf(text, sizeof text, "[disk root]\npath = root.qcow2\nformat = qcow2\n%s%s\n",
+		 names ? "backing = " : "", names ? names : "");
+	define(h, "", "kernel", text);
+	json_t *layers = json_array();
+	for (unsigned i = 0; i < nlayers; i++)
+		json_array_append_new(layers, disk("below", i + 1 < nlayers ? "qcow2" : "raw", 1 << 20));
+	json_t *o = first(h, "disks");
+	json_object_set_new(o, "format", json_string("qcow2"));
+	json_object_set_new(o, "mode", json_string("chain"));
+	json_object_set_new(o, "backing", json_pack("{s:o}", "layers", layers));
+}
+
 /* Changes to the HELLO. False: the case is none of these. */
 /* A source of version 2. True: that alone is the case. */
 static bool change_hash_options(struct hostile *h, const char *what)
@@ -154,6 +176,26 @@ static bool change_hello(struct hostile *h, const char *what)
 	} else if (!strcmp(what, "bridge-missing")) {
 		define(h, "", "kernel",
 		       "[disk root]\npath = root.raw\nformat = raw\n[net lan]\nbridge = nobr7\n");
+	} else if (!strcmp(what, "backing-absolute")) {
+		backing(h, "/etc/shadow", 1);
+	} else if (!strcmp(what, "backing-unsaid")) {
+		backing(h, "root.below1.raw, root.below2.raw", 1);
+	} else if (!strcmp(what, "backing-many")) {
+		backing(h, "root.below1.raw", 9);
+	} else if (!strcmp(what, "backing-hash")) {
+		backing(h, NULL, 0);
+		json_object_set_new(first(h, "disks"), "mode", json_string("reuse"));
+		json_object_set_new(
+			first(h, "disks"), "backing",
+			json_pack("{s:s, s:i}", "sha256", "../../etc/shadow", "virtual_bytes", 512));
+	} else if (!strcmp(what, "device-not-allowed")) {
+		device(h, "/dev/vda");
+	} else if (!strcmp(what, "device-parent")) {
+		device(h, "/dev/snm-test/../vda");
+	} else if (!strcmp(what, "device-file")) {
+		device(h, "/dev/snm-test/none");
+	} else if (!strcmp(what, "mode-unknown")) {
+		json_object_set_new(first(h, "disks"), "mode", json_string("cloud"));
 	} else if (!strcmp(what, "disk-list-short")) {
 		json_object_set_new(o, "disks", json_array());
 	} else if (!strcmp(what, "disk-id-other")) {

@@ -6,6 +6,8 @@ source "$(dirname "$0")/lib.sh"
 source "$(dirname "$0")/refuse_lib.sh"
 require_kvm
 [ -x "$B/tests/helpers/hostile_peer" ] || fail "build/tests/helpers/hostile_peer is not built"
+LIMITS_EXTRA="[devices]
+allow = /dev/snm-test/*"
 hosts_up
 daemon_kill a TERM
 hostile() { # CASE EXPECTED
@@ -30,6 +32,14 @@ hostile definition-malformed '^refused: definition from hosta:8:'
 hostile bridge-missing '^refused: .*bridge nobr7: no such interface on this host'
 # what goes with it
 hostile disk-list-short '^refused: .*"disks" does not match'
+hostile backing-absolute '^refused: .*backing = /etc/shadow: not a plain file name'
+hostile backing-unsaid '^refused: .*what is below does not match the definition'
+hostile backing-many '^refused: .*9 files below a disk'
+hostile backing-hash '^refused: .*"sha256" of the backing file'
+hostile device-not-allowed '^refused: .*/dev/vda is not among the block devices that host hostb allows'
+hostile device-parent '^refused: .*/dev/snm-test/\.\./vda is not among the block devices'
+hostile device-file '^refused: .*/dev/snm-test/none'
+hostile mode-unknown '^refused: .*unknown "mode"'
 hostile disk-id-other '^refused: .*does not match the definition'
 hostile disk-huge '^refused: .*"virtual_bytes"'
 hostile disk-negative '^refused: .*"virtual_bytes"'
