@@ -197,14 +197,18 @@ static char *foreign_definition(struct move *mv)
 	for (unsigned i = 0; i < def->ndisks; i++) {
 		struct vm_disk_def *d = &def->disks[i];
 		const struct source_disk *to = &mv->disks[i];
+		const char *id = vm->def.disks[i].id, *format = vm->def.disks[i].format;
 		if (to->mode == MOVE_DISK_DEVICE)
-			strcpy(d->format, block_format_name(BLOCK_FORMAT_RAW));
-		snprintf(d->path, sizeof d->path, "%s.%s", d->id, d->format);
+			format = block_format_name(BLOCK_FORMAT_RAW);
+		snprintf(d->format, sizeof d->format, "%s", format);
+		snprintf(d->path, sizeof d->path, "%s.%s", id, format);
 		d->size_bytes = 0;
 		d->backing[0] = '\0';
+		size_t at = 0;
 		for (unsigned k = 0; to->mode == MOVE_DISK_CHAIN && k < to->below.nlayers; k++)
-			sprintf(d->backing + strlen(d->backing), "%s%s.below%u.%s", k ? ", " : "", d->id,
-				k + 1, block_format_name(to->below.layers[k].format));
+			at += (size_t)snprintf(d->backing + at, sizeof d->backing - at, "%s%s.below%u.%s",
+					       k ? ", " : "", id, k + 1,
+					       block_format_name(to->below.layers[k].format));
 	}
 	return vmdef_format(def);
 }
