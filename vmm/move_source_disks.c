@@ -305,6 +305,9 @@ static int copy_layer(struct move *mv, unsigned disk, const struct vm_backing *b
 int source_layers_copy(struct move *mv, struct error *err)
 {
 	unsigned first = 0;
+	pthread_mutex_lock(&mv->lock);
+	mv->layer_done_bytes = 0; /* of this attempt */
+	pthread_mutex_unlock(&mv->lock);
 	for (unsigned i = 0; i < mv->vm->def.ndisks; i++) {
 		if (mv->disks[i].mode != MOVE_DISK_CHAIN)
 			continue;
