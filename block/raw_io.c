@@ -4,6 +4,7 @@
 #include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -377,6 +378,13 @@ void raw_op_run(struct raw_op *op)
 	raw_op_complete(op, rc);
 }
 
+/* What was cut off a file is no hole: reading it says what it is. */
+static bool was_cut(const struct raw_disk *disk)
+{
+	struct stat st;
+	return fstat(disk->fd, &st) || (uint64_t)st.st_size < disk->file_bytes;
+}
+
 int raw_extents(struct block *blk, uint64_t offset_bytes, uint64_t len_bytes, struct block_extent *ext,
 		unsigned *n, struct error *err)
 {
@@ -395,7 +403,7 @@ int raw_extents(struct block *blk, uint64_t offset_bytes, uint64_t len_bytes, st
 		if (data >= 0)
 			data_at = (uint64_t)data;
 		else if (errno == ENXIO)
-			data_at = end; /* only a hole to the end of the file */
+			data_at = was_cut(disk) ? pos : end; /* only a hole to the end of the file */
 		else if (errno == EINVAL || errno == EOPNOTSUPP)
 			data_at = pos; /* no sparse files here */
 		else

@@ -263,6 +263,32 @@ START_TEST(test_refuses)
 }
 END_TEST
 
+/* Somebody cuts the file under us: what is gone is an error, neither zeroes nor a hole. */
+START_TEST(test_cut_file_is_an_error)
+{
+	rig_file("d", 4 * MiB);
+	struct block_open_options opt = engine(_i);
+	struct block *blk;
+	struct error err = ERROR_INIT;
+	struct block_extent x[4];
+	unsigned n = 4;
+	ck_ok(block_open(rig_path("d"), &opt, &blk, &err), err);
+	rig_fill(blk, 5, 4 * MiB, 0);
+	ck_assert_int_eq(truncate(rig_path("d"), MiB + 8192), 0);
+	char *buf = malloc(MiB);
+	rig_expect(blk, 5, MiB, 0);
+	ck_assert_int_eq(block_pread(blk, buf, MiB, MiB), -EIO);
+	ck_assert_int_eq(block_pread(blk, buf, 4096, 3 * MiB), -EIO);
+	ck_assert_int_eq(block_pread(blk, buf, 512, 3 * MiB + 512), -EIO);
+	rig_expect(blk, 5, 8192, MiB);
+	ck_ok(block_extents(blk, 2 * MiB, MiB, x, &n, &err), err);
+	ck_assert_uint_ge(n, 1);
+	ck_assert(!x[0].hole && !x[0].zero);
+	free(buf);
+	block_close(blk);
+}
+END_TEST
+
 START_TEST(test_lock)
 {
 	rig_file("d", MiB);
@@ -417,6 +443,7 @@ int main(void)
 	tcase_add_loop_test(t, test_odd_file_size, 0, 4);
 	tcase_add_loop_test(t, test_refuses, 0, 4);
 	tcase_add_loop_test(t, test_lock, 0, 4);
+	tcase_add_loop_test(t, test_cut_file_is_an_error, 0, 4);
 	tcase_add_loop_test(t, test_lock_after_kill, 0, 4);
 	tcase_add_loop_test(t, test_loop_device, 0, 4);
 	tcase_add_test(t, test_create);

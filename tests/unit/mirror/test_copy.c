@@ -73,6 +73,30 @@ START_TEST(copies_data_and_keeps_holes)
 }
 END_TEST
 
+/* A local disk that cannot be read ends the session, and says which sector it is. */
+START_TEST(a_local_read_error_names_its_sector)
+{
+	struct rig r = {0};
+	struct error err = ERROR_INIT;
+	struct mirror_stats st;
+	rig_files(&r, 4 * MIB);
+	rig_fill(r.local_path, 0, 4 * MIB, 3);
+	rig_open_local(&r);
+	rig_open_remote(&r);
+	ck_assert_int_eq(truncate(r.local_path, MIB + 100 * KIB), 0);
+	struct mirror_options opt = rig_options(&r);
+	opt.requests_in_flight = 1; /* or a later chunk may fail first */
+	rig_start(&r, &opt);
+	ck_assert_int_eq(mirror_wait_synced(r.m, 50000, &err), -EIO);
+	ck_assert_msg(strstr(err.message, "read of the local disk at byte 1150976 (sector 2248): ") != NULL,
+		      "%s", err.message);
+	mirror_stats(r.m, &st);
+	ck_assert(st.failed && st.local_failed && !st.all_synced);
+	rig_close(&r);
+	rig_remove(&r);
+}
+END_TEST
+
 START_TEST(copies_with_direct_io)
 {
 	check_copy(false, true, 0);
@@ -364,6 +388,7 @@ int main(void)
 	Suite *s = suite_create("mirror-copy");
 	TCase *tc = tcase_create("copy");
 	tcase_add_test(tc, passes_through_without_a_mirror);
+	tcase_add_test(tc, a_local_read_error_names_its_sector);
 	tcase_add_loop_test(tc, copies_data_and_keeps_holes, 0, 4);
 	tcase_add_test(tc, copies_with_direct_io);
 	tcase_add_loop_test(tc, copies_over_nbd, 0, 2);
