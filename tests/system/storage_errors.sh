@@ -170,5 +170,5 @@ printf '[vm]\nname = c1\nmemory = 64M\nkernel = %s\n[disk root]\npath = root.qco
 refuse 3 "c.qcow2.*\(corrupt\|errors\)" snvm a create "$T/c1.ini" --import "root=$W/c.qcow2"
 sed -i "s|^path = .*|path = $W/c.qcow2|" "$T/c1.ini"
 refuse 3 "c.qcow2.*\(corrupt\|errors\)" snvm a create "$T/c1.ini"
-[ -z "$(ls "$T/a/state/creating" "$T/b/state/incoming")" ] || fail "half-made: $(ls "$T/a/state/creating" "$T/b/state/incoming")"
+[ -z "$(find "$T/a/state/creating" "$T/b/state/incoming" -mindepth 1)" ] || fail "half-made: $(find "$T/a/state/creating" "$T/b/state/incoming" -mindepth 1)"
 echo "figure: $checks errors, each with what and where, the guest running on; $skipped parts skipped"
