@@ -4,8 +4,10 @@
  *
  * A job holds a chunk's range and goes through it piece by piece; completions only queue the job for the
  * thread, which tests for zeroes and sends. How many pieces the remote has at a time follows the delay that
- * they cause: a guest's mirrored write queues behind them, so the window shrinks when replies take a good
- * part of the grace longer than the fastest one seen, and grows while they do not.
+ * they cause: a guest's mirrored write queues behind them, so the window shrinks when a whole window of
+ * replies took a good part of the grace longer than the fastest one seen, and grows while they do not. (A
+ * queue on the way delays all of them; a busy host delays some.) While the guest writes and the link is
+ * short, the window is as small as keeps both disks at work.
  */
 #include <errno.h>
 #include <signal.h>
@@ -23,6 +25,15 @@
 #define BANDWIDTH_LOOK_NS UINT64_C(100000000) /* so often a changed bandwidth is seen */
 #define PROBE_BYTES	  4096u
 #define SCAN_QUERIES	  16 /* of MIRROR_EXTENTS_PER_QUERY extents, then the rest is left to the jobs */
+/* Chunks that are read, or wait for the window, beyond those that the remote has. */
+#define READ_AHEAD 4
+/* A guest that changed its disk so recently is in the midst of it. */
+#define GUEST_BUSY_NS UINT64_C(20000000)
+/* Then the remote gets so many pieces at a time, and so many more are read. But not where even a piece alone
+ * takes long: a few would leave a long link empty, and the guest waits for its round trip anyway. */
+#define YIELD_WINDOW	 2
+#define YIELD_READ_AHEAD 1
+#define YIELD_LATENCY_NS UINT64_C(2000000)
 
 static void queue_push(struct copy_queue *q, struct copy_job *job)
 {
@@ -87,8 +98,27 @@ void copy_abandon(struct session *s, struct mirror_work *work)
 		release_chunk(&s->jobs[i], false, work);
 }
 
+/* The guest writes, and would notice. */
+static bool yields(const struct session *s)
+{
+	return s->min_latency_ns < YIELD_LATENCY_NS && clock_now_ns() - s->guest_ns < GUEST_BUSY_NS;
+}
+
+static unsigned window(const struct session *s)
+{
+	return s->limit > YIELD_WINDOW && yields(s) ? YIELD_WINDOW : s->limit;
+}
+
+static unsigned chunks_allowed(const struct session *s)
+{
+	if (!s->first_copied)
+		return 1;
+	return yields(s) ? window(s) + YIELD_READ_AHEAD : s->limit + READ_AHEAD;
+}
+
 static void widen_window(struct session *s)
 {
+	s->bad = 0;
 	if (++s->good >= s->limit && s->limit < s->njobs) {
 		s->limit++;
 		s->good = 0;
@@ -113,16 +143,14 @@ static void adapt_window(struct session *s, uint64_t len_bytes, uint64_t latency
 	}
 	if (!s->min_latency_ns || latency_ns < s->min_latency_ns)
 		s->min_latency_ns = latency_ns;
-	s->since_cut++;
-	if (latency_ns - s->min_latency_ns > s->grace_ns / 4) {
-		/* once a window, as what is under way was sent into the old one */
-		if (s->since_cut > s->limit && s->limit > 1) {
-			s->limit /= 2;
-			s->since_cut = 0;
-		}
-		s->good = 0;
-	} else {
+	if (latency_ns - s->min_latency_ns <= s->grace_ns / 4) {
 		widen_window(s);
+		return;
+	}
+	s->good = 0;
+	if (++s->bad >= s->limit && s->limit > 1) {
+		s->limit /= 2;
+		s->bad = 0;
 	}
 }
 
@@ -469,8 +497,7 @@ static void scan_holes(struct session *s, uint64_t from)
 static bool begin_chunk(struct session *s)
 {
 	uint64_t chunk;
-	unsigned allowed = s->first_copied ? s->limit + 1 : 1;
-	if (s->active >= (allowed < s->njobs ? allowed : s->njobs))
+	if (s->active >= s->njobs || s->active >= chunks_allowed(s))
 		return false;
 	if (!chunk_map_next_unsynced(s->m->map, s->cursor, &chunk))
 		return false;
@@ -514,7 +541,7 @@ static void run_pass(struct session *s)
 			pthread_mutex_unlock(&m->lock);
 			step(job, state);
 			pthread_mutex_lock(&m->lock);
-		} else if (s->queued.first && s->writing < s->limit &&
+		} else if (s->queued.first && s->writing < window(s) &&
 			   !(wait_ns = rate_limit_wait_ns(s->bandwidth))) {
 			send_next(s);
 		} else if (!begin_chunk(s)) {

@@ -256,7 +256,9 @@ struct session {
 	pthread_t copy_thread;
 	pthread_cond_t copy_wake;
 	struct copy_job *jobs;
-	unsigned njobs, active, reading, writing, limit, good, since_cut;
+	unsigned njobs, active, reading, writing;
+	unsigned limit, good, bad; /* window; replies in a row that say so */
+	uint64_t guest_ns;	   /* when the guest changed its disk last */
 	uint32_t piece_bytes, align;
 	uint64_t cursor, scanned, min_latency_ns;
 	struct copy_queue events, queued;

@@ -504,7 +504,7 @@ int mirror_write_submit(struct mirror *m, struct block_request *req)
 		pthread_mutex_unlock(&m->lock);
 		return pass_through(op);
 	}
-	op->since_ns = clock_now_ns();
+	op->since_ns = m->session->guest_ns = clock_now_ns();
 	chunk_map_mark_scan(m->map, req->offset_bytes, req->len_bytes);
 	if (range_lock_add(&m->ranges, &op->range))
 		mirror_op_activate(op, &work);
