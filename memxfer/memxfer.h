@@ -67,6 +67,7 @@ struct mem_stats { /* snapshot; any thread */
 	uint64_t wire_bytes;
 	uint64_t rate_bytes_per_s, dirty_bytes_per_s;
 	uint64_t predicted_downtime_us;
+	uint64_t final_collect_us; /* of mem_sender_finish: the last look at the dirty log */
 };
 
 struct mem_sender;
@@ -75,6 +76,8 @@ int mem_sender_create(const struct mem_sender_options *opt, struct mem_sender **
  * *limit_hit tells. Returns -ECANCELED after mem_sender_cancel. Tracking stays on. Blocking. May be called
  * again when the pause that followed came to nothing. */
 int mem_sender_precopy(struct mem_sender *s, bool *limit_hit, struct error *err);
+/* One round more after mem_sender_precopy, whatever remains then: for what was written during other work. */
+int mem_sender_catch_up(struct mem_sender *s, struct error *err);
 /* Guest paused, devices drained, state saved: sends what is dirty, spread over all streams, ends each stream
  * with a barrier frame that carries page counts, and waits until the receiver acknowledged every stream (one
  * byte frame back). */

@@ -178,7 +178,7 @@ static int begin(struct mem_sender *s, struct error *err)
 	return 0;
 }
 
-int mem_sender_precopy(struct mem_sender *s, bool *limit_hit, struct error *err)
+static int precopy(struct mem_sender *s, unsigned max_rounds, bool *limit_hit, struct error *err)
 {
 	uint64_t last_collect_ns;
 	int ret = failure(s, err);
@@ -224,12 +224,24 @@ int mem_sender_precopy(struct mem_sender *s, bool *limit_hit, struct error *err)
 			  (unsigned long long)predicted);
 		if (predicted <= (uint64_t)s->opt.downtime_target_ms * 1000)
 			return 0;
-		if ((s->opt.max_rounds && round - done >= s->opt.max_rounds) ||
+		if ((max_rounds && round - done >= max_rounds) ||
 		    (s->opt.max_time_ms && (now - s->started_ns) / 1000000 >= s->opt.max_time_ms)) {
 			*limit_hit = true;
 			return 0;
 		}
 	}
+}
+
+int mem_sender_precopy(struct mem_sender *s, bool *limit_hit, struct error *err)
+{
+	return precopy(s, s->opt.max_rounds, limit_hit, err);
+}
+
+int mem_sender_catch_up(struct mem_sender *s, struct error *err)
+{
+	bool limit_hit;
+
+	return precopy(s, 1, &limit_hit, err);
 }
 
 /* Splits the dirty pages evenly among the streams, at words of the bitmap. */
@@ -262,6 +274,7 @@ int mem_sender_finish(struct mem_sender *s, struct error *err)
 	ret = collect(s, &dirty, err);
 	if (ret < 0)
 		return ret;
+	atomic_store(&s->final_collect_us, s->collect_ns / 1000);
 	set_remaining(s, dirty);
 	atomic_fetch_add(&s->round, 1);
 	stripe(s, dirty);
@@ -294,6 +307,7 @@ void mem_sender_stats(struct mem_sender *s, struct mem_stats *out)
 		.hole_pages = atomic_load(&s->counters.hole_pages),
 		.dirty_bytes_per_s = atomic_load(&s->dirty_rate),
 		.predicted_downtime_us = atomic_load(&s->predicted_us),
+		.final_collect_us = atomic_load(&s->final_collect_us),
 	};
 	for (unsigned i = 0; i < s->opt.nstreams; i++)
 		wire += conn_bytes_sent(s->streams[i]);

@@ -40,7 +40,7 @@ struct mem_sender {
 	uint64_t collect_ns, round_trip_ns;
 
 	atomic_bool stop;
-	_Atomic uint64_t total_pages, round_pages, dirty_rate, predicted_us, sent_before;
+	_Atomic uint64_t total_pages, round_pages, dirty_rate, predicted_us, sent_before, final_collect_us;
 	_Atomic unsigned round;
 
 	pthread_mutex_t lock;

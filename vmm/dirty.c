@@ -23,9 +23,15 @@ static int dirty_start(void *opaque, struct error *err)
 {
 	struct machine *m = opaque;
 	uint64_t npages = m->mem.size_bytes / MEM_PAGE_BYTES;
+	uint64_t low = slot_pages(m, 0).n, high = slot_pages(m, 1).n;
+	m->dirty_log = bitmap_alloc(low > high ? low : high);
+	if (!m->dirty_log)
+		return error_errno(err, ENOMEM, "dirty log");
 	int ret = kvm_set_memory(m, true, err);
-	if (ret)
+	if (ret) {
+		free(steal_ptr(m->dirty_log));
 		return ret;
+	}
 	__atomic_store_n(&m->tracking, true, __ATOMIC_RELEASE);
 	if (!m->caps.initially_set)
 		for (uint64_t w = 0; w < BITMAP_WORDS(npages); w++)
@@ -41,10 +47,8 @@ static int dirty_collect(void *opaque, uint64_t *bitmap, struct error *err)
 		struct slot_pages p = slot_pages(m, slot);
 		if (!p.n)
 			continue;
-		CLEANUP_FREE uint64_t *log = bitmap_alloc(p.n);
-		if (!log)
-			return error_errno(err, ENOMEM, "dirty log");
-		struct kvm_dirty_log q = {.slot = slot, .dirty_bitmap = log};
+		const uint64_t *log = m->dirty_log;
+		struct kvm_dirty_log q = {.slot = slot, .dirty_bitmap = m->dirty_log};
 		int ret = kvm_ioctl(m->vm_fd, KVM_GET_DIRTY_LOG, &q);
 		if (ret < 0)
 			return error_errno(err, ret, "KVM_GET_DIRTY_LOG of slot %u", slot);
@@ -88,6 +92,7 @@ static int dirty_stop(void *opaque)
 {
 	struct machine *m = opaque;
 	__atomic_store_n(&m->tracking, false, __ATOMIC_RELEASE);
+	free(steal_ptr(m->dirty_log));
 	return kvm_set_memory(m, false, NULL);
 }
 

@@ -26,9 +26,12 @@
 #include "vmm/virtio.h"
 
 #define RESET_DRAIN_MS 1000
-#define SLOT_DISK      1
-#define SLOT_NET       17
-#define SLOT_RNG       25
+/* More than the state of a machine takes, and of a vCPU: consoles and virtio queues; XSAVE area and MSRs. */
+#define STATE_RESERVE_BYTES	(512u << 10)
+#define STATE_RESERVE_CPU_BYTES (32u << 10)
+#define SLOT_DISK		1
+#define SLOT_NET		17
+#define SLOT_RNG		25
 
 int machine_add_device(struct machine *m, const struct device_ops *ops, void *dev, struct error *err)
 {
@@ -48,7 +51,7 @@ static void vcpus_stop(struct machine *m)
 	vcpus_update_allowed(m);
 	vcpus_kick(m);
 	while (m->running)
-		pthread_cond_wait(&m->cond, &m->lock);
+		pthread_cond_wait(&m->parked, &m->lock);
 }
 
 static void vcpus_go(struct machine *m)
@@ -213,7 +216,7 @@ static bool try_reset(struct machine *m)
 			if (m->quit || m->power != POWER_RESET || !m->want_run || m->held)
 				return true;
 			while (m->running)
-				pthread_cond_wait(&m->cond, &m->lock);
+				pthread_cond_wait(&m->parked, &m->lock);
 		}
 		devices_pause(m);
 		if (devices_drain(m, RESET_DRAIN_MS, &err)) {
@@ -309,6 +312,19 @@ static int load_self(struct machine *m, struct state_reader *r, struct error *er
 	return state_reader_section_end(r, err);
 }
 
+int machine_prepare_save(struct machine *m, struct state_writer *w, struct error *err)
+{
+	SCOPE_LOCK(&m->control);
+	int ret = state_writer_reserve(w, STATE_RESERVE_BYTES + m->ncpus * STATE_RESERVE_CPU_BYTES);
+	for (unsigned i = 0; m->ncpus > 1 && i < m->ncpus && !ret; i++) {
+		struct vcpu *v = &m->vcpus[i];
+		if (!v->saved)
+			v->saved = state_writer_create();
+		ret = v->saved ? state_writer_reserve(v->saved, STATE_RESERVE_CPU_BYTES) : -ENOMEM;
+	}
+	return ret ? error_errno(err, ret, "machine state") : 0;
+}
+
 int machine_save(struct machine *m, struct state_writer *w, struct error *err)
 {
 	SCOPE_LOCK(&m->control);
@@ -317,10 +333,8 @@ int machine_save(struct machine *m, struct state_writer *w, struct error *err)
 		if (m->running || m->want_run)
 			return error_set(err, EBUSY, "machine state: the vCPUs are running");
 	}
-	int ret = 0;
 	save_self(m, w);
-	for (unsigned i = 0; i < m->ncpus && !ret; i++)
-		ret = vcpu_save(&m->vcpus[i], w, err);
+	int ret = vcpus_save(m, w, err);
 	if (!ret)
 		ret = kvm_irqchip_save(m, w, err);
 	if (!ret)
@@ -334,8 +348,8 @@ int machine_save(struct machine *m, struct state_writer *w, struct error *err)
 static int load_all(struct machine *m, struct state_reader *r, struct error *err)
 {
 	int ret = load_self(m, r, err);
-	for (unsigned i = 0; i < m->ncpus && !ret; i++)
-		ret = vcpu_load(&m->vcpus[i], r, false, err);
+	if (!ret)
+		ret = vcpus_load(m, r, err);
 	if (!ret)
 		ret = kvm_irqchip_load(m, r, err);
 	if (!ret)
@@ -559,6 +573,7 @@ int machine_create(const struct machine_config *cfg, struct machine **out, struc
 	pthread_mutex_init(&m->control, NULL);
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_cond_init(&m->cond, NULL);
+	pthread_cond_init(&m->parked, NULL);
 	pthread_mutex_init(&m->announce_lock, NULL);
 	cond_init_monotonic(&m->announce_cond);
 	ret = create(m, err);
@@ -618,6 +633,7 @@ void machine_destroy(struct machine *m)
 	pthread_cond_destroy(&m->announce_cond);
 	pthread_mutex_destroy(&m->announce_lock);
 	pthread_cond_destroy(&m->cond);
+	pthread_cond_destroy(&m->parked);
 	pthread_mutex_destroy(&m->lock);
 	pthread_mutex_destroy(&m->control);
 	free(m);

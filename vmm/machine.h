@@ -65,7 +65,8 @@ void machine_destroy(struct machine *m);
 int machine_load_kernel(struct machine *m, const char *kernel, const char *initrd, const char *cmdline,
 			struct error *err);
 
-/* Opens and remembers them for a later reset, without loading: what a destination needs, whose memory arrives. */
+/* Opens and remembers them for a later reset, without loading: what a destination needs, whose memory
+ * arrives. */
 int machine_set_kernel(struct machine *m, const char *kernel, const char *initrd, const char *cmdline,
 		       struct error *err);
 
@@ -85,8 +86,10 @@ bool machine_is_running(const struct machine *m);
 /* ACPI power button. -ENOTSUP if the guest never enabled it cannot be known: returns 0. */
 int machine_power_button(struct machine *m);
 
-/* Paused and drained. The writer's buffer is state_writer's (vmm/state.h). */
+/* Makes and faults in the memory that a later machine_save needs, while the guest runs. Optional. */
 struct state_writer;
+int machine_prepare_save(struct machine *m, struct state_writer *w, struct error *err);
+/* Paused and drained. The writer's buffer is state_writer's (vmm/state.h). */
 int machine_save(struct machine *m, struct state_writer *w, struct error *err);
 /* On a created machine that never ran. */
 int machine_load(struct machine *m, const void *buf, size_t len, struct error *err);

@@ -30,6 +30,15 @@ struct kvm_caps {
 
 enum power_state { POWER_ON, POWER_OFF, POWER_RESET, POWER_CRASHED };
 
+struct vcpu;
+/* One call for every vCPU, shared among threads that are parked anyway. */
+struct vcpu_work {
+	int (*call)(struct vcpu *v, void *opaque, struct error *err);
+	void *opaque;
+	unsigned next, done;  /* under the machine's lock */
+	struct error failure; /* the first */
+};
+
 struct vcpu {
 	struct machine *m;
 	unsigned id;
@@ -41,6 +50,7 @@ struct vcpu {
 	/* Of the loaded state, for machine_adjust_clock. */
 	uint64_t loaded_tsc, loaded_deadline;
 	uint32_t loaded_tsc_khz;
+	struct state_writer *saved; /* made before the pause in which it is filled */
 };
 
 struct boot_source {
@@ -92,12 +102,15 @@ struct machine {
 	enum power_state power;
 	bool power_told; /* the event of a power state other than on was delivered */
 	char power_detail[160];
-	unsigned running; /* vCPU threads outside their park */
-	bool allowed;	  /* atomic: want_run and power on */
+	pthread_cond_t parked;	/* the last vCPU thread is in its park, or a vcpu_work is done */
+	struct vcpu_work *work; /* for parked threads to take part in */
+	unsigned running;	/* vCPU threads outside their park */
+	bool allowed;		/* atomic: want_run and power on */
 	pthread_t event_thread;
 	bool event_thread_started;
 
-	bool tracking; /* dirty log on; atomic */
+	bool tracking;	     /* dirty log on; atomic */
+	uint64_t *dirty_log; /* what KVM_GET_DIRTY_LOG fills, while tracking; not allocated in the pause */
 
 	/* Announcing: used by the thread that controls the machine. */
 	pthread_t announce_thread;
@@ -130,10 +143,17 @@ void vcpu_destroy(struct vcpu *v);
 /* Caller holds m->lock: makes every thread leave KVM_RUN. */
 void vcpus_kick(struct machine *m);
 void vcpus_update_allowed(struct machine *m); /* caller holds m->lock */
+/* Calls for each vCPU, on this thread and on parked ones at once, in no order; returns the first error. The
+ * caller holds control, all vCPUs are parked. */
+int vcpus_each(struct machine *m, int (*call)(struct vcpu *v, void *opaque, struct error *err), void *opaque,
+	       struct error *err);
 
 /* vcpu_state.c */
 int vcpu_msrs_find(struct machine *m, struct error *err);
 int vcpu_save(struct vcpu *v, struct state_writer *w, struct error *err);
+/* All vCPUs, several at once; their sections in order. */
+int vcpus_save(struct machine *m, struct state_writer *w, struct error *err);
+int vcpus_load(struct machine *m, struct state_reader *r, struct error *err);
 /* keep_tsc: a reset in place, where time goes on. */
 int vcpu_load(struct vcpu *v, struct state_reader *r, bool keep_tsc, struct error *err);
 /* Moves the guest's TSC on. Negative where KVM has no TSC offset attribute. */

@@ -130,16 +130,19 @@ static int phase_prepare(struct arrival *a, struct error *err)
 	return rc;
 }
 
-static int take_device_state(struct arrival *a, const struct frame *f, struct error *err)
+/* It comes ahead of the last memory: loaded once that is here. */
+static int take_device_state(struct arrival *a, const struct frame *f, uint64_t *load_us, struct error *err)
 {
 	if (a->stage != ARRIVAL_PREPARED || !arrival_hash_agreed(a))
 		return error_set(err, EPROTO, "device state out of turn");
 	int rc = mem_receiver_wait(a->receiver, err);
 	if (rc)
 		return error_prefix(err, "memory");
+	uint64_t before = clock_now_us();
 	rc = machine_load(a->vm->machine, f->payload, f->len, err);
 	if (rc)
 		return error_prefix(err, "device state");
+	*load_us = clock_now_us() - before;
 	a->stage = ARRIVAL_LOADED;
 	return 0;
 }
@@ -188,10 +191,13 @@ static int run_phases(struct arrival *a, struct frame *commit, struct error *err
 		if (f.type == FRAME_SUMS) {
 			rc = arrival_hash_compare(a, &f, err);
 		} else if (f.type == FRAME_DEVICE_STATE) {
-			rc = take_device_state(a, &f, err);
+			uint64_t load_us = 0;
+			rc = take_device_state(a, &f, &load_us, err);
 			fault_point("d-before-ready");
+			json_t *o = json_pack("{s:I}", "load_us", (json_int_t)load_us);
 			if (!rc)
-				rc = move_link_send(a->link, FRAME_READY, NULL, err);
+				rc = move_link_send(a->link, FRAME_READY, o, err);
+			json_decref(o);
 		} else {
 			rc = take_phase(a, json_string_value(json_object_get(f.json, "phase")), err);
 			if (!rc)
@@ -219,7 +225,7 @@ static void in_doubt(struct arrival *a, const struct error *why)
 static int run_commit(struct arrival *a, struct frame *commit, struct error *err)
 {
 	struct vm *vm = a->vm;
-	uint64_t received_us = clock_now_us(), stopped_us = 0;
+	uint64_t received_us = clock_now_us(), stopped_us = 0, vcpus_us = 0;
 	pthread_mutex_lock(&a->lock);
 	if (a->abandoned) {
 		pthread_mutex_unlock(&a->lock);
@@ -238,6 +244,7 @@ static int run_commit(struct arrival *a, struct frame *commit, struct error *err
 	if (!a->suspend) {
 		machine_adjust_clock(vm->machine, stopped_us * 1000, NULL);
 		rc = machine_start_held(vm->machine, err);
+		vcpus_us = clock_now_us() - received_us;
 	}
 	arrival_storage_stop(a);
 	/* A machine that does not start is a crash here, after the owner record: the source must not go on
@@ -270,7 +277,9 @@ static int run_commit(struct arrival *a, struct frame *commit, struct error *err
 		machine_announce(vm->machine);
 	}
 	vm_set_state(vm, a->suspend ? VM_PAUSED : VM_RUNNING, NULL);
-	json_t *o = json_pack("{s:I}", "since_commit_us", (json_int_t)(clock_now_us() - received_us));
+	uint64_t since_us = clock_now_us() - received_us;
+	json_t *o = json_pack("{s:I, s:I}", "since_commit_us", (json_int_t)since_us, "vcpus_us",
+			      (json_int_t)(a->suspend ? since_us : vcpus_us));
 	move_link_send(a->link, FRAME_RUNNING, o, NULL);
 	json_decref(o);
 	fault_point("d-running-sent");

@@ -38,6 +38,16 @@ struct source_disk {
 	uint64_t below_allocated_bytes;
 };
 #define SOURCE_LAYERS_MAX (VM_DISKS_MAX * BLOCK_BACKING_MAX)
+/* What the guest's stop was made of, in microseconds; the sum is the downtime. */
+struct blackout {
+	uint64_t stop_us;   /* vCPUs and devices */
+	uint64_t drain_us;  /* requests in flight; the disks agree */
+	uint64_t state_us;  /* device state saved */
+	uint64_t dirty_us;  /* the last look at the dirty log */
+	uint64_t send_us;   /* state and last memory, both in place at the destination */
+	uint64_t load_us;   /* device state loaded there */
+	uint64_t resume_us; /* COMMIT, clocks, vCPUs go there; and the way back of its word */
+};
 
 struct move {
 	struct move *former;
@@ -83,7 +93,7 @@ struct move {
 
 	/* figures */
 	uint64_t t_start_ms, t_storage_ms, t_memory_ms; /* when each phase began */
-	uint64_t pause_us, running_us;			/* clock_now_us at pause and at RUNNING */
+	uint64_t pause_us, ready_us, running_us;	/* clock_now_us: pause, READY, vCPUs go */
 	uint64_t disk_bytes, wire_bytes;
 	uint64_t mirrored_bytes; /* of disk_bytes: a guest's writes */
 	struct {
@@ -100,6 +110,7 @@ struct move {
 	bool resumed[VM_DISKS_MAX]; /* the destination kept the disk of an earlier attempt */
 	bool paused_by_us, was_paused;
 	unsigned attempts;
+	struct blackout blackout; /* of the last attempt */
 };
 
 /* Ends what is under way before COMMIT: mirrors, sender, link waits. The first reason stays. Any thread. */

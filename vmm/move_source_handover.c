@@ -32,32 +32,54 @@ static int record_handing_over(struct move *mv, struct error *err)
 	return vm_record_transition(mv->vm, &t, err);
 }
 
-/* Guest paused and drained, disks agree: the last memory and the device state. Until COMMIT everything may
- * fail. */
-static int send_last(struct move *mv, struct error *err)
+/* Microseconds since *at, which becomes now. */
+static uint64_t lap(uint64_t *at)
 {
-	struct state_writer *w = state_writer_create();
-	if (!w)
-		return error_errno(err, ENOMEM, "device state");
+	uint64_t before = *at;
+	*at = clock_now_us();
+	return *at - before;
+}
+
+/* Divides the time from the saved state to READY: the destination says how long it loaded. */
+static void count_transfer(struct move *mv, const struct frame *ready, uint64_t us)
+{
+	struct blackout *b = &mv->blackout;
+	struct mem_stats st;
+	mem_sender_stats(mv->sender, &st);
+	b->dirty_us = st.final_collect_us < us ? st.final_collect_us : us;
+	us -= b->dirty_us;
+	json_int_t load = json_integer_value(json_object_get(ready->json, "load_us"));
+	b->load_us = load < 0 ? 0 : (uint64_t)load < us ? (uint64_t)load : us;
+	b->send_us = us - b->load_us;
+}
+
+/* Guest paused and drained, disks agree: the device state and the last memory. Saving can write guest pages,
+ * so it comes before the last look at the dirty log; the state is under way while the memory is, and loaded
+ * as soon as that is there. Until COMMIT everything may fail. */
+static int send_last(struct move *mv, struct state_writer *w, struct error *err)
+{
 	const uint8_t *buf;
 	size_t len;
+	uint64_t at = clock_now_us();
 	int rc = machine_save(mv->vm->machine, w, err);
 	if (!rc)
 		rc = state_writer_finish(w, &buf, &len, err);
 	if (!rc && len > FRAME_STATE_MAX_BYTES)
 		rc = error_set(err, E2BIG, "device state of %zu bytes", len);
-	if (!rc)
-		rc = mem_sender_finish(mv->sender, err);
+	mv->blackout.state_us = lap(&at);
 	if (!rc)
 		rc = source_send_sums(mv, err);
 	if (!rc)
 		rc = move_link_send_bytes(mv->link, FRAME_DEVICE_STATE, buf, (uint32_t)len, err);
-	state_writer_free(w);
+	if (!rc)
+		rc = mem_sender_finish(mv->sender, err);
 	struct frame f;
 	if (!rc)
 		rc = move_link_wait(mv->link, 1u << FRAME_READY, mv->vm->cfg->silence_ms / 2, &f, err);
 	if (rc)
 		return rc;
+	mv->ready_us = clock_now_us();
+	count_transfer(mv, &f, mv->ready_us - at);
 	frame_release(&f);
 	source_proof_ready(mv);
 	return 0;
@@ -79,9 +101,10 @@ static void unpause(struct move *mv)
 }
 
 /* 0: READY; -EAGAIN: could not quiesce, the guest runs again; else failed. */
-static int pause_and_send(struct move *mv, struct error *err)
+static int pause_and_send(struct move *mv, struct state_writer *w, struct error *err)
 {
 	struct vm *vm = mv->vm;
+	mv->blackout = (struct blackout){0};
 	/* A resume by a person that has looked at the state already must not start the guest after this. */
 	pthread_mutex_lock(&vm->run_lock);
 	pthread_mutex_lock(&mv->lock);
@@ -89,7 +112,9 @@ static int pause_and_send(struct move *mv, struct error *err)
 	pthread_mutex_unlock(&mv->lock);
 	mv->was_paused = vm_get_state(vm) == VM_PAUSED;
 	mv->pause_us = clock_now_us();
+	uint64_t at = mv->pause_us;
 	int rc = machine_pause(vm->machine, err);
+	mv->blackout.stop_us = lap(&at);
 	if (!rc)
 		mv->paused_by_us = !mv->was_paused;
 	pthread_mutex_unlock(&vm->run_lock);
@@ -98,11 +123,28 @@ static int pause_and_send(struct move *mv, struct error *err)
 	rc = machine_drain(vm->machine, vm->cfg->drain_timeout_ms, err);
 	if (!rc && (!source_storage_consistent(mv) || !source_take_sums(mv)))
 		rc = error_set(err, ETIMEDOUT, "a disk fell behind at the last moment");
+	mv->blackout.drain_us = lap(&at);
 	if (rc == -ETIMEDOUT) {
 		unpause(mv);
 		return -EAGAIN;
 	}
-	return rc ? rc : send_last(mv, err);
+	return rc ? rc : send_last(mv, w, err);
+}
+
+/* The state's room is made and the record written before the guest stops: what can be paid by a guest that
+ * runs is. */
+static int one_handover(struct move *mv, struct error *err)
+{
+	struct state_writer *w = state_writer_create();
+	int rc = w ? machine_prepare_save(mv->vm->machine, w, err) : error_errno(err, ENOMEM, "device state");
+	if (!rc)
+		rc = record_handing_over(mv, err);
+	if (!rc) {
+		source_set_phase(mv, MOVE_HANDOVER, "handover");
+		rc = pause_and_send(mv, w, err);
+	}
+	state_writer_free(w);
+	return rc;
 }
 
 /* Until the rest of the memory is expected to fit, and every disk is flushed and compared at the destination.
@@ -131,13 +173,14 @@ int source_handover(struct move *mv, struct error *err)
 		rc = converge(mv, err);
 		if (!rc && mv->attempts == 1)
 			rc = source_phase_with_peer(mv, "prepare", err);
-		mv->handover_begun |= !rc;
+		/* Both hosts' disks were busy since the last round; what the guest has written meanwhile goes
+		 * while it runs. */
 		if (!rc)
-			rc = record_handing_over(mv, err);
+			rc = mem_sender_catch_up(mv->sender, err);
+		mv->handover_begun |= !rc;
 		if (rc)
 			return rc;
-		source_set_phase(mv, MOVE_HANDOVER, "handover");
-		rc = pause_and_send(mv, err);
+		rc = one_handover(mv, err);
 		if (rc != -EAGAIN)
 			return rc;
 		log_warn("handover attempt %u: %s; the guest runs on", mv->attempts, err ? err->message : "");
@@ -146,6 +189,17 @@ int source_handover(struct move *mv, struct error *err)
 					 "the guest's disks could not be quiesced in %u attempts",
 					 mv->attempts);
 	}
+}
+
+/* How much of the time up to RUNNING, at most `most`, the guest ran at the destination already: its vCPUs go
+ * before the owner's record is durable, only what they do to the outside waits for that. */
+static uint64_t held_effects_us(const struct frame *running, uint64_t most)
+{
+	json_int_t all = json_integer_value(json_object_get(running->json, "since_commit_us"));
+	json_int_t vcpus = json_integer_value(json_object_get(running->json, "vcpus_us"));
+	if (vcpus < 0 || all <= vcpus)
+		return 0;
+	return (uint64_t)(all - vcpus) < most ? (uint64_t)(all - vcpus) : most;
 }
 
 /* Sends COMMIT and learns the outcome: 0 = the destination runs the VM; -ECANCELED = it promised not to. */
@@ -173,7 +227,8 @@ int source_commit(struct move *mv, struct error *err)
 	if (!rc)
 		rc = move_link_wait(mv->link, 1u << FRAME_RUNNING | 1u << FRAME_ABANDONED, 0, &f, &lost);
 	if (!rc) {
-		mv->running_us = clock_now_us();
+		mv->running_us = clock_now_us() - held_effects_us(&f, clock_now_us() - mv->ready_us);
+		mv->blackout.resume_us = mv->running_us - mv->ready_us;
 		mv->peer_started = true;
 		bool abandoned = f.type == FRAME_ABANDONED;
 		const char *s = json_string_value(json_object_get(f.json, "reason"));

@@ -291,6 +291,24 @@ void source_set_phase(struct move *mv, enum move_phase phase, const char *name)
 	move_events_emit(mv->events, ev, false);
 }
 
+static void add_blackout(struct move *mv, const struct blackout *b, json_t *ev)
+{
+	const struct {
+		const char *name;
+		uint64_t us;
+	} parts[] = {{"stop_us", b->stop_us},	 {"drain_us", b->drain_us}, {"dirty_us", b->dirty_us},
+		     {"state_us", b->state_us},	 {"send_us", b->send_us},   {"load_us", b->load_us},
+		     {"resume_us", b->resume_us}};
+	for (unsigned i = 0; i < ARRAY_SIZE(parts); i++)
+		json_object_set_new(ev, parts[i].name, json_integer((json_int_t)parts[i].us));
+	log_info("move to %s: the guest stood still: stop %llu us, drain %llu, state %llu, dirty log %llu, "
+		 "send %llu, load %llu, resume %llu",
+		 mv->opt.peer, (unsigned long long)b->stop_us, (unsigned long long)b->drain_us,
+		 (unsigned long long)b->state_us, (unsigned long long)b->dirty_us,
+		 (unsigned long long)b->send_us, (unsigned long long)b->load_us,
+		 (unsigned long long)b->resume_us);
+}
+
 void source_emit_end(struct move *mv, const char *result, int exit_status, const char *reason, bool final)
 {
 	uint64_t now = clock_now_ms();
@@ -310,9 +328,12 @@ void source_emit_end(struct move *mv, const char *result, int exit_status, const
 		"wire_bytes", (json_int_t)mv->wire_bytes, "rounds", (int)mv->mem.round, "left_behind");
 	if (ev)
 		json_object_set_new(ev, "proof", source_proof_json(mv));
+	struct blackout blackout = mv->blackout;
 	pthread_mutex_unlock(&mv->lock);
 	if (!ev)
 		return;
+	if (downtime_us)
+		add_blackout(mv, &blackout, ev);
 	json_object_set_new(ev, "uuid", json_string(mv->vm->def.uuid));
 	json_object_set_new(ev, "first_epoch", json_integer((json_int_t)mv->first_epoch));
 	json_object_set_new(ev, "mirrored_bytes", json_integer((json_int_t)mv->mirrored_bytes));

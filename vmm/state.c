@@ -24,29 +24,40 @@ struct state_writer {
 	int error;
 };
 
+static int make_room(struct state_writer *w, size_t n)
+{
+	if (n > STATE_BYTES_MAX || w->len > STATE_BYTES_MAX - n)
+		return -E2BIG;
+	if (w->len + n <= w->cap)
+		return 0;
+	size_t cap = w->cap ? w->cap : 65536;
+	while (cap < w->len + n)
+		cap *= 2;
+	uint8_t *p = realloc(w->buf, cap);
+	if (!p)
+		return -ENOMEM;
+	w->buf = p;
+	w->cap = cap;
+	return 0;
+}
+
 static uint8_t *grow(struct state_writer *w, size_t n)
 {
+	if (!w->error)
+		w->error = make_room(w, n);
 	if (w->error)
 		return NULL;
-	if (n > STATE_BYTES_MAX || w->len > STATE_BYTES_MAX - n) {
-		w->error = -E2BIG;
-		return NULL;
-	}
-	if (w->len + n > w->cap) {
-		size_t cap = w->cap ? w->cap : 65536;
-		while (cap < w->len + n)
-			cap *= 2;
-		uint8_t *p = realloc(w->buf, cap);
-		if (!p) {
-			w->error = -ENOMEM;
-			return NULL;
-		}
-		w->buf = p;
-		w->cap = cap;
-	}
 	uint8_t *at = w->buf + w->len;
 	w->len += n;
 	return at;
+}
+
+int state_writer_reserve(struct state_writer *w, size_t len)
+{
+	int rc = make_room(w, len);
+	if (!rc)
+		memset(w->buf + w->len, 0, w->cap - w->len);
+	return rc;
 }
 
 struct state_writer *state_writer_create(void)
@@ -119,6 +130,23 @@ void state_put_bytes(struct state_writer *w, const void *p, size_t len)
 	uint8_t *at = grow(w, len);
 	if (at && len)
 		memcpy(at, p, len);
+}
+
+void *state_put_space(struct state_writer *w, size_t len)
+{
+	uint8_t *at = grow(w, len);
+	return at ? memset(at, 0, len) : NULL;
+}
+
+void state_put_sections(struct state_writer *w, const struct state_writer *from)
+{
+	if (!w->error && (from->error || w->section || from->section ||
+			  from->nsections > STATE_SECTIONS_MAX - w->nsections))
+		w->error = from->error ? from->error : -EINVAL;
+	if (w->error)
+		return;
+	state_put_bytes(w, from->buf + HEADER_BYTES, from->len - HEADER_BYTES);
+	w->nsections += from->nsections;
 }
 
 void state_put_u8(struct state_writer *w, uint8_t v)

@@ -23,6 +23,8 @@
 
 struct state_writer;
 struct state_writer *state_writer_create(void);
+/* Room for so many bytes more, faulted in: puts that fit into it allocate nothing. -ENOMEM, -E2BIG. */
+int state_writer_reserve(struct state_writer *w, size_t len);
 void state_writer_free(struct state_writer *w);
 void state_section_begin(struct state_writer *w, const char *name, uint32_t version);
 void state_section_end(struct state_writer *w);
@@ -31,6 +33,10 @@ void state_put_u16(struct state_writer *w, uint16_t v);
 void state_put_u32(struct state_writer *w, uint32_t v);
 void state_put_u64(struct state_writer *w, uint64_t v);
 void state_put_bytes(struct state_writer *w, const void *p, size_t len);
+/* Room for len bytes for the caller to fill before the next put: zeroes; NULL when there is no memory. */
+void *state_put_space(struct state_writer *w, size_t len);
+/* Appends all sections of another writer, none of which is open in either. */
+void state_put_sections(struct state_writer *w, const struct state_writer *from);
 /* Ends the file. The buffer belongs to the writer. 0, or -ENOMEM if any put ran out of memory. */
 int state_writer_finish(struct state_writer *w, const uint8_t **buf, size_t *len, struct error *err);
 

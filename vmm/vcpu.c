@@ -16,6 +16,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "vmm/machine_internal.h"
+#include "vmm/state.h"
 
 #define KICK_SIGNAL SIGRTMIN
 
@@ -151,6 +152,44 @@ static bool run_once(struct vcpu *v)
 	return false;
 }
 
+/* Caller holds m->lock, which is released meanwhile. The work is its owner's until its last call is counted.
+ */
+static void take_part(struct machine *m)
+{
+	struct vcpu_work *w = m->work;
+	while (w && w->next < m->ncpus) {
+		struct vcpu *v = &m->vcpus[w->next++];
+		struct error err = ERROR_INIT;
+		pthread_mutex_unlock(&m->lock);
+		int ret = w->call(v, w->opaque, &err);
+		pthread_mutex_lock(&m->lock);
+		if (ret && !error_is_set(&w->failure))
+			w->failure = err;
+		if (++w->done == m->ncpus)
+			pthread_cond_signal(&m->parked);
+	}
+}
+
+int vcpus_each(struct machine *m, int (*call)(struct vcpu *v, void *opaque, struct error *err), void *opaque,
+	       struct error *err)
+{
+	struct vcpu_work w = {.call = call, .opaque = opaque, .failure = ERROR_INIT};
+	long helpers = sysconf(_SC_NPROCESSORS_ONLN) - 1;
+	pthread_mutex_lock(&m->lock);
+	m->work = &w;
+	/* Not all of them: a thread more than there are processors only costs its waking. */
+	for (long i = 0; i < helpers && i < (long)m->ncpus - 1; i++)
+		pthread_cond_signal(&m->cond);
+	take_part(m);
+	while (w.done < m->ncpus)
+		pthread_cond_wait(&m->parked, &m->lock);
+	m->work = NULL;
+	pthread_mutex_unlock(&m->lock);
+	if (error_is_set(&w.failure))
+		error_copy(err, &w.failure);
+	return w.failure.code;
+}
+
 static void *vcpu_main(void *arg)
 {
 	struct vcpu *v = arg;
@@ -166,8 +205,12 @@ static void *vcpu_main(void *arg)
 
 	pthread_mutex_lock(&m->lock);
 	for (;;) {
-		while (!m->quit && !m->allowed)
-			pthread_cond_wait(&m->cond, &m->lock);
+		while (!m->quit && !m->allowed) {
+			if (m->work && m->work->next < m->ncpus)
+				take_part(m);
+			else
+				pthread_cond_wait(&m->cond, &m->lock);
+		}
 		if (m->quit)
 			break;
 		m->running++;
@@ -182,8 +225,8 @@ static void *vcpu_main(void *arg)
 			;
 
 		pthread_mutex_lock(&m->lock);
-		m->running--;
-		pthread_cond_broadcast(&m->cond);
+		if (!--m->running)
+			pthread_cond_broadcast(&m->parked);
 	}
 	pthread_mutex_unlock(&m->lock);
 	return NULL;
@@ -242,4 +285,6 @@ void vcpu_destroy(struct vcpu *v)
 	if (v->fd >= 0)
 		close(v->fd);
 	v->fd = -1;
+	state_writer_free(v->saved);
+	v->saved = NULL;
 }

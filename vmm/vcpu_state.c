@@ -207,14 +207,15 @@ static int save(struct vcpu *v, struct state_writer *w, struct error *err)
 	}
 
 	size_t xsave_bytes = c->xsave_bytes ? c->xsave_bytes : sizeof(struct kvm_xsave);
-	CLEANUP_FREE void *xsave = calloc(1, xsave_bytes);
+	/* Straight into the writer: nothing is allocated while the guest stands still. */
+	state_put_u32(w, (uint32_t)xsave_bytes);
+	void *xsave = state_put_space(w, xsave_bytes);
 	if (!xsave)
 		return error_errno(err, ENOMEM, "vCPU %u: XSAVE", v->id);
 	if (c->xsave_bytes)
 		GET(KVM_GET_XSAVE2, xsave, "XSAVE area");
 	else
 		GET(KVM_GET_XSAVE, xsave, "XSAVE area");
-	put_blob(w, xsave, xsave_bytes);
 	struct kvm_xcrs xcrs;
 	memset(&xcrs, 0, sizeof xcrs);
 	if (c->xcrs)
@@ -256,6 +257,28 @@ int vcpu_save(struct vcpu *v, struct state_writer *w, struct error *err)
 	state_section_begin(w, name, 1);
 	int ret = save(v, w, err);
 	state_section_end(w);
+	return ret;
+}
+
+static int save_apart(struct vcpu *v, void *opaque, struct error *err)
+{
+	(void)opaque;
+	if (!v->saved)
+		v->saved = state_writer_create();
+	return v->saved ? vcpu_save(v, v->saved, err) : error_errno(err, ENOMEM, "vCPU %u: state", v->id);
+}
+
+int vcpus_save(struct machine *m, struct state_writer *w, struct error *err)
+{
+	if (m->ncpus == 1)
+		return vcpu_save(&m->vcpus[0], w, err);
+	int ret = vcpus_each(m, save_apart, NULL, err);
+	for (unsigned i = 0; i < m->ncpus; i++) {
+		struct state_writer *saved = steal_ptr(m->vcpus[i].saved);
+		if (!ret)
+			state_put_sections(w, saved);
+		state_writer_free(saved);
+	}
 	return ret;
 }
 
@@ -416,17 +439,42 @@ static int apply(struct vcpu *v, struct loaded *l, bool keep_tsc, struct error *
 	return 0;
 }
 
-int vcpu_load(struct vcpu *v, struct state_reader *r, bool keep_tsc, struct error *err)
+static int read_section(struct vcpu *v, struct state_reader *r, struct loaded *l, struct error *err)
 {
 	char name[STATE_NAME_BYTES];
 	snprintf(name, sizeof name, "cpu.%u", v->id);
 	int ret = state_reader_section(r, name, 1, NULL, err);
 	if (ret)
 		return ret;
+	ret = parse(v, r, l, err);
+	return ret ? error_prefix(err, "saved state of vCPU %u", v->id) : 0;
+}
+
+int vcpu_load(struct vcpu *v, struct state_reader *r, bool keep_tsc, struct error *err)
+{
 	CLEANUP(loaded_free) struct loaded l;
 	memset(&l, 0, sizeof l);
-	ret = parse(v, r, &l, err);
-	if (ret)
-		return error_prefix(err, "saved state of vCPU %u", v->id);
-	return apply(v, &l, keep_tsc, err);
+	int ret = read_section(v, r, &l, err);
+	return ret ? ret : apply(v, &l, keep_tsc, err);
+}
+
+static int apply_one(struct vcpu *v, void *opaque, struct error *err)
+{
+	struct loaded *all = opaque;
+	return apply(v, &all[v->id], false, err);
+}
+
+int vcpus_load(struct machine *m, struct state_reader *r, struct error *err)
+{
+	CLEANUP_FREE struct loaded *all = calloc(m->ncpus, sizeof *all);
+	if (!all)
+		return error_errno(err, ENOMEM, "vCPUs");
+	int ret = 0;
+	for (unsigned i = 0; i < m->ncpus && !ret; i++)
+		ret = read_section(&m->vcpus[i], r, &all[i], err);
+	if (!ret)
+		ret = vcpus_each(m, apply_one, all, err);
+	for (unsigned i = 0; i < m->ncpus; i++)
+		loaded_free(&all[i]);
+	return ret;
 }

@@ -16,6 +16,10 @@ for n in $(seq "$MOVES"); do
 	[ "$(jq -r .result <<<"$end")" = moved ] || fail "move $n: $end"
 	[ ! -e "$(vm_dir $here vm1)" ] || fail "move $n: the source's folder is still there"
 	[ "$(vm_state $here vm1)" = absent ] || fail "move $n: the source still lists it"
+	# the parts of the blackout are all of it
+	jq -e '([.stop_us, .drain_us, .dirty_us, .state_us, .send_us, .load_us, .resume_us] | add) as $sum
+		| (.downtime_ms * 1000 - $sum | fabs) < 2 and .stop_us > 0 and .state_us > 0 and .send_us > 0 and .load_us > 0' \
+		<<<"$end" >/dev/null || fail "move $n: the blackout's parts: $end"
 	hb=$(wait_hb $there vm1 "$seq")
 	assert_good "$hb"
 	worst=$(hb_field "$hb" maxgap_us)

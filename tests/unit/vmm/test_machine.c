@@ -4,11 +4,14 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include "base/bitmap.h"
+#include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "tests/unit/vmm/tiny_kernel.h"
@@ -179,6 +182,73 @@ START_TEST(many_vcpus_start_and_stop)
 		ck_assert_int_eq(machine_pause(m, NULL), 0);
 		n = word(m, TINY_COUNTER);
 	}
+	machine_destroy(m);
+}
+END_TEST
+
+/* Threads that are parked take part; the second time all memory is made before the pause. */
+START_TEST(several_vcpus_are_saved_and_loaded)
+{
+	struct machine_config cfg = config(9);
+	struct machine *m = boot(tiny_count, sizeof tiny_count, 9);
+	for (int i = 0; i < 10; i++) {
+		const uint8_t *buf;
+		size_t len;
+		struct error err = ERROR_INIT;
+		ck_assert_int_eq(machine_start(m, NULL), 0);
+		wait_count(m, word(m, TINY_COUNTER) + 100);
+		struct state_writer *w = state_writer_create();
+		if (i % 2)
+			ck_assert_int_eq(machine_prepare_save(m, w, &err), 0);
+		ck_assert_int_eq(machine_pause(m, &err), 0);
+		ck_assert_int_eq(machine_drain(m, 1000, &err), 0);
+		int ret = machine_save(m, w, &err);
+		ck_assert_msg(ret == 0, "%s", err.message);
+		ck_assert_int_eq(state_writer_finish(w, &buf, &len, &err), 0);
+		cfg.cpu = machine_cpu_describe(m, &err);
+		struct machine *n = create(&cfg);
+		json_decref(cfg.cpu);
+		copy_memory(n, m);
+		uint32_t at = word(m, TINY_COUNTER);
+		ret = machine_load(n, buf, len, &err);
+		ck_assert_msg(ret == 0, "%s", err.message);
+		state_writer_free(w);
+		machine_destroy(m);
+		m = n;
+		ck_assert_uint_eq(word(m, TINY_COUNTER), at);
+	}
+	machine_destroy(m);
+}
+END_TEST
+
+/* One vCPU's state that cannot be loaded fails the whole, and says whose it is. */
+START_TEST(a_missing_vcpu_is_named)
+{
+	struct machine *m = boot(tiny_count, sizeof tiny_count, 3);
+	const uint8_t *buf;
+	size_t len;
+	struct error err = ERROR_INIT;
+	struct state_writer *w = save(m, &buf, &len);
+	uint8_t *copy = malloc(len);
+	memcpy(copy, buf, len);
+	uint8_t *name = memmem(copy, len, "cpu.2", 6);
+	ck_assert_ptr_nonnull(name);
+	name[4] = '7';
+	XXH3_state_t *sum = XXH3_createState();
+	XXH3_64bits_reset(sum);
+	XXH3_64bits_update(sum, name, 32);
+	XXH3_64bits_update(sum, name + 40, get_le32(name + 28));
+	put_le64(name + 32, XXH3_64bits_digest(sum));
+	XXH3_freeState(sum);
+	struct machine_config cfg = config(3);
+	cfg.cpu = machine_cpu_describe(m, NULL);
+	struct machine *n = create(&cfg);
+	json_decref(cfg.cpu);
+	ck_assert_int_eq(machine_load(n, copy, len, &err), -ENOENT);
+	ck_assert_msg(strstr(err.message, "cpu.2"), "%s", err.message);
+	free(copy);
+	state_writer_free(w);
+	machine_destroy(n);
 	machine_destroy(m);
 }
 END_TEST
@@ -578,6 +648,8 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, a_stopped_guest_stands_still);
 	tcase_add_test(t, many_vcpus_start_and_stop);
+	tcase_add_test(t, several_vcpus_are_saved_and_loaded);
+	tcase_add_test(t, a_missing_vcpu_is_named);
 	tcase_add_test(t, a_loaded_guest_goes_on_where_it_was);
 	tcase_add_test(t, saving_changes_nothing);
 	tcase_add_test(t, a_state_of_another_shape_is_refused);

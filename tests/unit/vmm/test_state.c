@@ -63,6 +63,50 @@ START_TEST(layout_is_fixed)
 }
 END_TEST
 
+/* As if they had been written here, with memory made before or not. */
+START_TEST(sections_of_another_writer_are_the_same_bytes)
+{
+	for (int reserve = 0; reserve < 2; reserve++) {
+		struct state_writer *plain, *w = state_writer_create(), *other = state_writer_create();
+		size_t plain_len, len;
+		const uint8_t *expected = write_sample(&plain, &plain_len), *buf;
+		if (reserve) {
+			ck_assert_int_eq(state_writer_reserve(w, 300000), 0);
+			ck_assert_int_eq(state_writer_reserve(other, 300000), 0);
+		}
+		state_section_begin(w, "first", 1);
+		state_put_u8(w, 0x12);
+		state_put_u16(w, 0x3456);
+		state_put_u32(w, 0x789abcde);
+		state_put_u64(w, UINT64_C(0x1122334455667788));
+		state_section_end(w);
+		state_section_begin(other, "second", 3);
+		memcpy(state_put_space(other, 5), "hello", 5);
+		state_section_end(other);
+		state_put_sections(w, other);
+		ck_assert_int_eq(state_writer_finish(w, &buf, &len, NULL), 0);
+		ck_assert_uint_eq(len, plain_len);
+		ck_assert_mem_eq(buf, expected, len);
+		state_writer_free(plain);
+		state_writer_free(other);
+		state_writer_free(w);
+	}
+}
+END_TEST
+
+START_TEST(what_went_wrong_in_another_writer_is_not_lost)
+{
+	struct state_writer *w = state_writer_create(), *other = state_writer_create();
+	const uint8_t *buf;
+	size_t len;
+	state_section_begin(other, "left open", 1);
+	state_put_sections(w, other);
+	ck_assert_int_eq(state_writer_finish(w, &buf, &len, NULL), -EINVAL);
+	state_writer_free(other);
+	state_writer_free(w);
+}
+END_TEST
+
 START_TEST(every_flipped_bit_is_found)
 {
 	struct state_writer *w;
@@ -175,6 +219,8 @@ int main(void)
 	TCase *t = tcase_create("state");
 	tcase_add_test(t, what_was_written_is_read);
 	tcase_add_test(t, layout_is_fixed);
+	tcase_add_test(t, sections_of_another_writer_are_the_same_bytes);
+	tcase_add_test(t, what_went_wrong_in_another_writer_is_not_lost);
 	tcase_add_test(t, every_flipped_bit_is_found);
 	tcase_add_test(t, every_truncation_is_found);
 	tcase_add_test(t, newer_versions_are_refused_with_advice);
