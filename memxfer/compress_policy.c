@@ -8,20 +8,31 @@
 #define TRIAL_AFTER_GAIN 256u
 #define WEIGHT		 (1.0 / 8)
 
-void compress_policy_init(struct compress_policy *p, bool enabled)
+void compress_policy_init(struct compress_policy *p, enum mem_compress mode)
 {
-	*p = (struct compress_policy){.enabled = enabled, .backoff = BACKOFF_MIN, .trial = TRIAL_FIRST};
+	*p = (struct compress_policy){
+		.mode = mode, .spare = true, .backoff = BACKOFF_MIN, .trial = TRIAL_FIRST};
 }
 
 bool compress_policy_wants(struct compress_policy *p)
 {
-	if (!p->enabled)
-		return false;
+	if (p->mode != MEM_COMPRESS_AUTO)
+		return p->mode == MEM_COMPRESS_ALWAYS;
 	if (p->skip) {
 		p->skip--;
 		return false;
 	}
 	return true;
+}
+
+bool compress_policy_probes(const struct compress_policy *p)
+{
+	return p->mode == MEM_COMPRESS_AUTO && (!p->trial || p->ratio <= 0);
+}
+
+bool compress_policy_poor(size_t raw, size_t packed)
+{
+	return (double)packed / (double)raw > RATIO_POOR;
 }
 
 static double average(double old, double sample)
@@ -40,15 +51,15 @@ void compress_policy_packed(struct compress_policy *p, size_t raw, size_t packed
 {
 	bool gain;
 
-	if (!raw)
+	if (!raw || p->mode != MEM_COMPRESS_AUTO)
 		return;
 	p->ratio = average(p->ratio, (double)packed / (double)raw);
 	p->pack_ns = average(p->pack_ns, (double)ns / (double)raw);
-	if ((double)packed / (double)raw > RATIO_POOR) {
+	if (compress_policy_poor(raw, packed)) {
 		step_aside(p);
 		return;
 	}
-	gain = p->wire_ns <= 0 || p->pack_ns < (1 - p->ratio) * p->wire_ns;
+	gain = p->wire_ns <= 0 || p->pack_ns * (p->spare ? 1 : 2) < (1 - p->ratio) * p->wire_ns;
 	if (p->trial > 1) {
 		p->trial--;
 	} else if (p->trial == 1) {

@@ -15,6 +15,9 @@
 #define MEM_REGION_BYTES (2u << 20) /* a region belongs to one stream for the whole migration */
 #define MEM_STREAMS_MAX	 16
 
+/* auto: where packing costs a stream less time than it saves on the wire, judged anew all the time. */
+enum mem_compress { MEM_COMPRESS_OFF, MEM_COMPRESS_AUTO, MEM_COMPRESS_ALWAYS };
+
 /* Guest RAM as one flat memfd: page i is at byte i * MEM_PAGE_BYTES of the mapping and the fd (not the
  * guest-physical address). */
 struct mem_space {
@@ -47,7 +50,8 @@ struct mem_sender_options {
 	struct dirty_source dirty;
 	struct conn **streams; /* stays the caller's; shut down with conn_shutdown to end a blocked sender */
 	unsigned nstreams;
-	int zstd_level; /* 0 = off; negative = --fast */
+	enum mem_compress compress;
+	int zstd_level; /* unless off; negative = --fast, not 0 */
 	unsigned downtime_target_ms;
 	unsigned max_rounds;  /* then stop-and-copy anyway; 0 = none */
 	unsigned max_time_ms; /* likewise; looked at between rounds, as a broken-off round would be paid with

@@ -26,8 +26,9 @@ static bool valid(const struct mem_sender_options *o, struct error *err)
 			  MEM_STREAMS_MAX);
 	else if (!o->space.npages || !o->space.base || o->space.fd < 0)
 		error_set(err, EINVAL, "memory transfer: no guest memory");
-	else if (o->zstd_level && (o->zstd_level > ZSTD_maxCLevel() || o->zstd_level < ZSTD_minCLevel()))
-		error_set(err, EINVAL, "memory transfer: compression level %d is not between %d and %d",
+	else if (o->compress != MEM_COMPRESS_OFF &&
+		 (!o->zstd_level || o->zstd_level > ZSTD_maxCLevel() || o->zstd_level < ZSTD_minCLevel()))
+		error_set(err, EINVAL, "memory transfer: compression level %d is not between %d and %d, or 0",
 			  o->zstd_level, ZSTD_minCLevel(), ZSTD_maxCLevel());
 	else
 		return true;
@@ -51,6 +52,7 @@ int mem_sender_create(const struct mem_sender_options *opt, struct mem_sender **
 	pthread_mutex_init(&s->lock, NULL);
 	cond_init_monotonic(&s->work);
 	cond_init_monotonic(&s->changed);
+	idle_cpu_init(&s->idle_cpu);
 	for (unsigned i = 0; i < opt->nstreams; i++)
 		s->sent_before += conn_bytes_sent(opt->streams[i]);
 	s->dirty = bitmap_alloc(opt->space.npages);
@@ -58,7 +60,7 @@ int mem_sender_create(const struct mem_sender_options *opt, struct mem_sender **
 		ret = error_errno(err, ENOMEM, "memory transfer: bitmap");
 	for (unsigned i = 0; i < opt->nstreams && ret == 0; i++) {
 		s->workers[i].sender = s;
-		ret = mem_tx_init(&s->workers[i].tx, &s->opt, i, &s->counters, &s->stop, err);
+		ret = mem_tx_init(&s->workers[i].tx, &s->opt, i, &s->counters, &s->stop, &s->idle_cpu, err);
 	}
 	for (unsigned i = 0; i < opt->nstreams && ret == 0; i++) {
 		struct mem_worker *w = &s->workers[i];
@@ -350,6 +352,7 @@ void mem_sender_free(struct mem_sender *s)
 	if (s->tracking)
 		s->opt.dirty.stop(s->opt.dirty.opaque);
 	free(s->dirty);
+	idle_cpu_release(&s->idle_cpu);
 	pthread_cond_destroy(&s->work);
 	pthread_cond_destroy(&s->changed);
 	pthread_mutex_destroy(&s->lock);

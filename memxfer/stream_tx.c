@@ -12,8 +12,11 @@
 #include "memxfer/holes.h"
 
 int mem_tx_init(struct mem_tx *tx, const struct mem_sender_options *opt, unsigned index,
-		struct mem_tx_counters *counters, const atomic_bool *stop, struct error *err)
+		struct mem_tx_counters *counters, const atomic_bool *stop, struct idle_cpu *idle_cpu,
+		struct error *err)
 {
+	bool compress = opt->compress != MEM_COMPRESS_OFF;
+
 	*tx = (struct mem_tx){
 		.conn = opt->streams[index],
 		.space = &opt->space,
@@ -22,17 +25,18 @@ int mem_tx_init(struct mem_tx *tx, const struct mem_sender_options *opt, unsigne
 		.index = index,
 		.timeout_ms = opt->timeout_ms,
 		.zstd_level = opt->zstd_level,
+		.idle_cpu = idle_cpu,
 		.bandwidth = opt->bandwidth,
 		.epoch = opt->epoch,
 	};
-	compress_policy_init(&tx->policy, opt->zstd_level != 0);
+	compress_policy_init(&tx->policy, opt->compress);
 	tx->head = malloc(MEM_HEADER_BYTES + MEM_FRAME_RUNS_MAX * MEM_RUN_BYTES);
 	tx->payload = malloc(MEM_PAYLOAD_MAX);
-	if (opt->zstd_level) {
+	if (compress) {
 		tx->packed = malloc(MEM_PAYLOAD_MAX);
 		tx->zstd = ZSTD_createCCtx();
 	}
-	if (!tx->head || !tx->payload || (opt->zstd_level && (!tx->packed || !tx->zstd)))
+	if (!tx->head || !tx->payload || (compress && (!tx->packed || !tx->zstd)))
 		return error_errno(err, ENOMEM, "memory stream %u", index);
 	return 0;
 }
@@ -64,6 +68,28 @@ static int send_frame(struct mem_tx *tx, struct mem_header *h, const void *paylo
 	return ret;
 }
 
+/* One page in so many stands for a frame that is a probe. */
+#define SAMPLE_EVERY 16u
+
+/* Whether a sample of the frame packs. Each page by itself, so that nothing has to be copied together. */
+static bool sample_packs(struct mem_tx *tx, uint32_t raw_len)
+{
+	uint64_t before = clock_now_ns();
+	size_t raw = 0, packed = 0;
+
+	for (uint32_t at = 0; at < raw_len; at += SAMPLE_EVERY * MEM_PAGE_BYTES) {
+		size_t n = ZSTD_compressCCtx(tx->zstd, tx->packed, MEM_PAGE_BYTES, tx->payload + at,
+					     MEM_PAGE_BYTES, tx->zstd_level);
+
+		raw += MEM_PAGE_BYTES;
+		packed += ZSTD_isError(n) ? MEM_PAGE_BYTES : n;
+	}
+	if (!compress_policy_poor(raw, packed))
+		return true;
+	compress_policy_packed(&tx->policy, raw, packed, clock_now_ns() - before);
+	return false;
+}
+
 /* Packs the payload if that is worth while; else leaves *payload and wire_len as they are. */
 static void pack(struct mem_tx *tx, struct mem_header *h, const uint8_t **payload)
 {
@@ -71,6 +97,9 @@ static void pack(struct mem_tx *tx, struct mem_header *h, const uint8_t **payloa
 	size_t n;
 
 	if (!h->raw_len || !compress_policy_wants(&tx->policy))
+		return;
+	tx->policy.spare = idle_cpu_to_spare(tx->idle_cpu);
+	if (compress_policy_probes(&tx->policy) && !sample_packs(tx, h->raw_len))
 		return;
 	before = clock_now_ns();
 	/* Short of room for a poor result, zstd gives up early. */

@@ -7,6 +7,7 @@
 
 #include "memxfer/codec.h"
 #include "memxfer/compress_policy.h"
+#include "memxfer/idle_cpu.h"
 
 /* What all streams of a sender add to; read by mem_sender_stats. */
 struct mem_tx_counters {
@@ -34,11 +35,13 @@ struct mem_tx {
 	uint8_t *head;	     /* header and runs */
 	uint8_t *payload, *packed;
 	ZSTD_CCtx *zstd;
+	struct idle_cpu *idle_cpu;
 	struct compress_policy policy;
 };
 
 int mem_tx_init(struct mem_tx *tx, const struct mem_sender_options *opt, unsigned index,
-		struct mem_tx_counters *counters, const atomic_bool *stop, struct error *err);
+		struct mem_tx_counters *counters, const atomic_bool *stop, struct idle_cpu *idle_cpu,
+		struct error *err);
 void mem_tx_release(struct mem_tx *tx);
 /* Adds the pages of [first, first+n) whose bits are set; sends frames as they fill. The dirty log of the
  * range was cleared before. */

@@ -12,6 +12,7 @@
 #include "host/jsonl.h"
 #include "host/vmdef.h"
 #include "vmm/move_disk.h"
+#include "memxfer/memxfer.h"
 #include "vmm/move_events.h"
 
 /* The two ends of a move. docs/design.md "A move, message by message", docs/handover.md. */
@@ -52,7 +53,8 @@ struct move_options {
 	unsigned streams;		/* 0 = by the number of processors */
 	unsigned max_rounds;		/* 0 = default 30 */
 	unsigned max_time_ms;		/* of pre-copy; 0 = none */
-	int zstd_level;			/* default 1; 0 = off */
+	enum mem_compress compress;
+	int zstd_level;			/* default 1 */
 	uint64_t bandwidth_bytes_per_s; /* 0 = unlimited */
 	uint64_t mirror_buffer_bytes;	/* of all disks; 0 = default 64 MiB */
 	bool mirror_buffered;		/* a guest's writes do not wait for the destination */

@@ -132,6 +132,7 @@ static int open_memory(struct move *mv, struct error *err)
 		.dirty = machine_dirty_source(vm->machine),
 		.streams = mv->memory,
 		.nstreams = mv->nmemory,
+		.compress = mv->opt.compress,
 		.zstd_level = mv->opt.zstd_level,
 		.downtime_target_ms = mv->opt.max_downtime_ms,
 		.max_rounds = mv->opt.max_rounds,

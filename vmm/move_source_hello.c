@@ -106,6 +106,31 @@ static int parse_to_disk(json_t *o, struct move_options *opt, struct error *err)
 	return 0;
 }
 
+#define ZSTD_LEVEL_MAX 19
+
+/* "compress": auto, off or zstd, and "zstd_level". */
+static int parse_compress(json_t *o, struct move_options *opt, struct error *err)
+{
+	static const char *const modes[] = {
+		[MEM_COMPRESS_OFF] = "off", [MEM_COMPRESS_AUTO] = "auto", [MEM_COMPRESS_ALWAYS] = "zstd"};
+	json_t *v = json_object_get(o, "compress");
+	unsigned mode = MEM_COMPRESS_AUTO, level = 1;
+	if (v && !json_is_null(v)) {
+		const char *name = json_string_value(v);
+		for (mode = 0; mode < ARRAY_SIZE(modes) && (!name || strcmp(name, modes[mode])); mode++)
+			;
+		if (mode == ARRAY_SIZE(modes))
+			return error_set(err, EINVAL, "option compress: auto, off or zstd is needed");
+	}
+	int rc = get_uint(o, "zstd_level", ZSTD_LEVEL_MAX, &level, err);
+	if (!rc && !level)
+		rc = error_set(err, EINVAL, "option zstd_level: a whole number from 1 to %u is needed",
+			       ZSTD_LEVEL_MAX);
+	opt->compress = mode;
+	opt->zstd_level = (int)level;
+	return rc;
+}
+
 int move_options_parse(json_t *request, struct move_options *opt, struct error *err)
 {
 	memset(opt, 0, sizeof *opt);
@@ -124,7 +149,6 @@ int move_options_parse(json_t *request, struct move_options *opt, struct error *
 	opt->max_rounds = ROUNDS_DEFAULT;
 	long ncpu = sysconf(_SC_NPROCESSORS_ONLN);
 	opt->streams = ncpu < 1 ? 1 : ncpu > 4 ? 4 : (unsigned)ncpu;
-	opt->zstd_level = 1;
 	opt->retry_for_s = opt->keep_partial_s = MOVE_AS_CONFIGURED;
 	int rc = get_uint(o, "retry_for_s", HOST_RETRY_FOR_MAX_S, &opt->retry_for_s, err);
 	if (!rc)
@@ -145,13 +169,12 @@ int move_options_parse(json_t *request, struct move_options *opt, struct error *
 		rc = parse_backing(o, &opt->backing, err);
 	if (!rc)
 		rc = parse_to_disk(o, opt, err);
+	if (!rc)
+		rc = parse_compress(o, opt, err);
 	if (rc)
 		return rc;
 	if (!opt->streams)
 		opt->streams = 1;
-	json_t *level = json_object_get(o, "zstd_level");
-	if (json_is_integer(level))
-		opt->zstd_level = (int)json_integer_value(level);
 	opt->keep_source = json_is_true(json_object_get(o, "keep_source"));
 	opt->suspend = json_is_true(json_object_get(o, "suspend"));
 	opt->no_tls = json_is_true(json_object_get(o, "no_tls"));

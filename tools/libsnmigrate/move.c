@@ -11,9 +11,11 @@
 #include "tools/libsnmigrate/receipt.h"
 #include "tools/libsnmigrate/snmigrate.h"
 
-#define CALL_TIMEOUT_MS 60000
-#define DOWNTIME_MAX_MS 3600000
+#define CALL_TIMEOUT_MS	      60000
+#define DOWNTIME_MAX_MS	      3600000
 #define DEVICE_PATH_MAX_BYTES 255
+#define ZSTD_LEVEL_MAX	      19
+#define STREAMS_MAX	      16
 
 /* --receipt: refused before anything is asked for if it could not be written. */
 static int begin_receipt(struct receipt *r, const char *path)
@@ -105,6 +107,34 @@ static int parse_to_disk(const char *arg, json_t *options)
 	return 0;
 }
 
+/* auto, off, zstd or zstd:LEVEL */
+static int parse_compress(const char *arg, json_t *options)
+{
+	const char *colon = strchr(arg, ':');
+	size_t len = colon ? (size_t)(colon - arg) : strlen(arg);
+	char *end = NULL;
+	unsigned long level = colon ? strtoul(colon + 1, &end, 10) : 1;
+	bool zstd = len == 4 && !strncmp(arg, "zstd", 4);
+	bool known = zstd || (!colon && (!strcmp(arg, "auto") || !strcmp(arg, "off")));
+	if (!known ||
+	    (colon && (colon[1] < '0' || colon[1] > '9' || *end || !level || level > ZSTD_LEVEL_MAX)))
+		return snmigrate_usage_error("--compress %s: not auto, off, zstd or zstd:LEVEL (1 to %d)",
+					     arg, ZSTD_LEVEL_MAX);
+	json_object_set_new(options, "compress", json_stringn(arg, len));
+	json_object_set_new(options, "zstd_level", json_integer((json_int_t)level));
+	return 0;
+}
+
+static int parse_streams(const char *arg, json_t *options)
+{
+	char *end;
+	unsigned long n = strtoul(arg, &end, 10);
+	if (*arg < '0' || *arg > '9' || *end || !n || n > STREAMS_MAX)
+		return snmigrate_usage_error("--streams %s: not a number from 1 to %d", arg, STREAMS_MAX);
+	json_object_set_new(options, "streams", json_integer((json_int_t)n));
+	return 0;
+}
+
 int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 {
 	/* clang-format off */
@@ -117,6 +147,8 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 		{"no-tls", no_argument, NULL, 'n'},
 		{"max-downtime", required_argument, NULL, 'd'},
 		{"bandwidth", required_argument, NULL, 'b'},
+		{"compress", required_argument, NULL, 'z'},
+		{"streams", required_argument, NULL, 't'},
 		{"receipt", required_argument, NULL, 'r'},
 		{"mirror", required_argument, NULL, 'm'},
 		{"mirror-buffer", required_argument, NULL, 'B'},
@@ -179,6 +211,12 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 			break;
 		case 'D':
 			status = parse_to_disk(optarg, options);
+			break;
+		case 'z':
+			status = parse_compress(optarg, options);
+			break;
+		case 't':
+			status = parse_streams(optarg, options);
 			break;
 		case 'c':
 			s->control = optarg;

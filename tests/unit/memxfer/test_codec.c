@@ -8,6 +8,7 @@
 #include "base/bytes.h"
 #include "memxfer/codec.h"
 #include "memxfer/compress_policy.h"
+#include "memxfer/idle_cpu.h"
 
 #define NPAGES 1500u /* not a whole number of regions */
 
@@ -232,21 +233,79 @@ START_TEST(test_policy)
 {
 	struct compress_policy p;
 
-	compress_policy_init(&p, false);
+	compress_policy_init(&p, MEM_COMPRESS_OFF);
 	ck_assert_uint_eq(simulate(&p, 100, 0.2, 1, 100), 0);
+	/* Asked for, whatever it costs. */
+	compress_policy_init(&p, MEM_COMPRESS_ALWAYS);
+	ck_assert_uint_eq(simulate(&p, 1000, 1, 100, 0.1), 1000);
+	ck_assert(!compress_policy_probes(&p));
 	/* Gigabit: always. */
-	compress_policy_init(&p, true);
+	compress_policy_init(&p, MEM_COMPRESS_AUTO);
 	ck_assert_uint_eq(simulate(&p, 1000, 0.4, 1.2, 8), 1000);
 	/* Random data: hardly ever, and less as time goes. */
-	compress_policy_init(&p, true);
+	compress_policy_init(&p, MEM_COMPRESS_AUTO);
 	ck_assert_uint_le(simulate(&p, 1000, 1, 0.5, 8), 10);
 	ck_assert_uint_le(simulate(&p, 1000, 1, 0.5, 8), 5);
 	/* ... until the data change. */
 	ck_assert_uint_ge(simulate(&p, 1000, 0.3, 1.2, 8), 700);
 	/* A wire faster than the processor. */
-	compress_policy_init(&p, true);
+	compress_policy_init(&p, MEM_COMPRESS_AUTO);
 	simulate(&p, 200, 0.4, 1.2, 0.2);
 	ck_assert_uint_le(simulate(&p, 1000, 0.4, 1.2, 0.2), 10);
+	/* What pays with processors idle may not where the guest would have to give the time. */
+	compress_policy_init(&p, MEM_COMPRESS_AUTO);
+	ck_assert_uint_eq(simulate(&p, 1000, 0.4, 1.2, 3), 1000);
+	compress_policy_init(&p, MEM_COMPRESS_AUTO);
+	p.spare = false;
+	simulate(&p, 200, 0.4, 1.2, 3);
+	ck_assert_uint_le(simulate(&p, 1000, 0.4, 1.2, 3), 10);
+}
+END_TEST
+
+/* The first frame and every one after a pause is looked at by a sample; in a run of gain none is. */
+START_TEST(test_policy_probes)
+{
+	struct compress_policy p;
+
+	compress_policy_init(&p, MEM_COMPRESS_AUTO);
+	ck_assert(compress_policy_wants(&p) && compress_policy_probes(&p));
+	compress_policy_packed(&p, 32768, 32768, 1000);
+	ck_assert(!compress_policy_wants(&p));
+	while (!compress_policy_wants(&p))
+		;
+	ck_assert(compress_policy_probes(&p));
+	compress_policy_init(&p, MEM_COMPRESS_AUTO);
+	simulate(&p, 2, 0.4, 1.2, 8);
+	ck_assert(compress_policy_wants(&p) && !compress_policy_probes(&p));
+	ck_assert(compress_policy_poor(100, 86) && !compress_policy_poor(100, 84));
+}
+END_TEST
+
+START_TEST(test_idle_cpu)
+{
+	uint64_t idle, all;
+	struct idle_cpu c;
+
+	ck_assert(idle_cpu_parse("cpu  1 2 3 40 5 6 7 8 9 0\ncpu0 ", &idle, &all));
+	ck_assert_uint_eq(idle, 45);
+	ck_assert_uint_eq(all, 72);
+	ck_assert(!idle_cpu_parse("cpu  1 2 3", &idle, &all));
+	ck_assert(!idle_cpu_parse("", &idle, &all));
+	idle_cpu_init(&c);
+	ck_assert_int_ge(c.fd, 0);
+	/* All of the time since then was idle, then none. */
+	idle = c.idle;
+	c.next_ns = c.idle = 0;
+	c.all -= idle;
+	c.spare = false;
+	ck_assert(idle_cpu_to_spare(&c));
+	c.spare = false;
+	ck_assert(!idle_cpu_to_spare(&c)); /* not looked at again so soon */
+	c.spare = true;
+	c.next_ns = c.all = 0;
+	ck_assert(!idle_cpu_to_spare(&c));
+	idle_cpu_release(&c);
+	ck_assert(!idle_cpu_to_spare(&c));
 }
 END_TEST
 
@@ -265,6 +324,8 @@ int main(void)
 	tcase_add_loop_test(tc, test_run_table, 0, (int)(sizeof runs / sizeof runs[0]));
 	tcase_add_test(tc, test_body_sum_covers_both_pieces);
 	tcase_add_test(tc, test_policy);
+	tcase_add_test(tc, test_policy_probes);
+	tcase_add_test(tc, test_idle_cpu);
 	suite_add_tcase(suite, tc);
 	runner = srunner_create(suite);
 	srunner_run_all(runner, CK_ENV);

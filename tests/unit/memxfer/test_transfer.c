@@ -26,6 +26,7 @@ static void transfer_open(struct transfer *t, uint64_t npages)
 					    .dirty = fake_source(&t->log, npages),
 					    .streams = t->a,
 					    .nstreams = t->nstreams,
+					    .compress = MEM_COMPRESS_AUTO,
 					    .zstd_level = 1,
 					    .downtime_target_ms = 50,
 					    .max_rounds = 30,
@@ -136,7 +137,8 @@ START_TEST(test_busy_guest)
 	bool limit;
 
 	transfer_open(&t, npages);
-	t.so.zstd_level = (int)((r >> 32) % 3) - 1;
+	t.so.compress = (enum mem_compress)((r >> 32) % 3);
+	t.so.zstd_level = r >> 36 & 1 ? 1 : -1;
 	t.so.max_rounds = 1 + (unsigned)((r >> 40) % 6);
 	t.so.downtime_target_ms = (r >> 50) % 8 ? 1 : 0; /* mostly until the limit */
 	for (uint64_t p = 0; p < npages; p++) {
@@ -191,7 +193,7 @@ START_TEST(test_final_round_is_striped)
 	bool limit;
 
 	transfer_open(&t, npages);
-	t.so.zstd_level = 0;
+	t.so.compress = MEM_COMPRESS_OFF;
 	transfer_start(&t);
 	ck_assert_int_eq(mem_sender_precopy(t.sender, &limit, &t.err), 0);
 	for (uint64_t p = 512; p < 1024; p++) {
@@ -289,7 +291,7 @@ START_TEST(test_silent_destination)
 
 	transfer_open(&t, 4096);
 	t.so.timeout_ms = 300;
-	t.so.zstd_level = 0;
+	t.so.compress = MEM_COMPRESS_OFF;
 	for (uint64_t p = 0; p < (_i ? 4096 : 10); p++)
 		page_fill(&t.src, p, p + 1);
 	ck_assert_int_eq(mem_sender_create(&t.so, &t.sender, &t.err), 0);
@@ -437,7 +439,7 @@ START_TEST(test_corruption_on_the_wire)
 	back = (struct relay){.from = d[1], .to = s[1], .flip_at = UINT64_MAX};
 	pthread_create(&forth.thread, NULL, relay_main, &forth);
 	pthread_create(&back.thread, NULL, relay_main, &back);
-	t.so.zstd_level = 0;
+	t.so.compress = MEM_COMPRESS_OFF;
 	for (uint64_t p = 0; p < 1500; p++)
 		page_fill(&t.src, p, p + 1);
 	transfer_start(&t);
@@ -548,6 +550,8 @@ START_TEST(test_options_are_checked)
 	ck_assert_int_eq(mem_sender_create(&t.so, &t.sender, &t.err), -EINVAL);
 	t.so.nstreams = 1;
 	t.so.zstd_level = 1000;
+	ck_assert_int_eq(mem_sender_create(&t.so, &t.sender, &t.err), -EINVAL);
+	t.so.zstd_level = 0;
 	ck_assert_int_eq(mem_sender_create(&t.so, &t.sender, &t.err), -EINVAL);
 	t.ro.space.npages = 1000000;
 	ck_assert_int_eq(mem_receiver_start(&t.ro, &t.receiver, &t.err), -EINVAL);

@@ -188,6 +188,28 @@ START_TEST(events_are_kept_for_late_watchers_and_end)
 }
 END_TEST
 
+START_TEST(compression_is_as_asked)
+{
+	static const struct {
+		const char *options;
+		enum mem_compress compress;
+		int level;
+	} t[] = {{"{}", MEM_COMPRESS_AUTO, 1},
+		 {"{\"compress\":\"auto\"}", MEM_COMPRESS_AUTO, 1},
+		 {"{\"compress\":\"off\"}", MEM_COMPRESS_OFF, 1},
+		 {"{\"compress\":\"zstd\",\"zstd_level\":7}", MEM_COMPRESS_ALWAYS, 7}};
+	for (size_t i = 0; i < sizeof t / sizeof t[0]; i++) {
+		struct move_options opt;
+		json_t *o = json_pack("{s:s, s:s, s:i, s:o}", "address", "h:1", "peer", "h", "epoch", 2,
+				      "options", json_loads(t[i].options, 0, NULL));
+		ck_assert_int_eq(move_options_parse(o, &opt, NULL), 0);
+		ck_assert_int_eq((int)opt.compress, (int)t[i].compress);
+		ck_assert_int_eq(opt.zstd_level, t[i].level);
+		json_decref(o);
+	}
+}
+END_TEST
+
 START_TEST(options_are_checked)
 {
 	static const struct {
@@ -198,6 +220,15 @@ START_TEST(options_are_checked)
 		{"{\"address\":\"h:1\",\"peer\":\"h\",\"epoch\":2,\"options\":{\"max_downtime_ms\":10,"
 		 "\"streams\":3}}",
 		 0},
+		{"{\"address\":\"h:1\",\"peer\":\"h\",\"epoch\":2,\"options\":{\"compress\":\"zstd\",\"zstd_"
+		 "level\":3}}",
+		 0},
+		{"{\"address\":\"h:1\",\"peer\":\"h\",\"epoch\":2,\"options\":{\"compress\":\"off\"}}", 0},
+		{"{\"address\":\"h:1\",\"peer\":\"h\",\"epoch\":2,\"options\":{\"compress\":\"lz4\"}}",
+		 -EINVAL},
+		{"{\"address\":\"h:1\",\"peer\":\"h\",\"epoch\":2,\"options\":{\"compress\":1}}", -EINVAL},
+		{"{\"address\":\"h:1\",\"peer\":\"h\",\"epoch\":2,\"options\":{\"zstd_level\":0}}", -EINVAL},
+		{"{\"address\":\"h:1\",\"peer\":\"h\",\"epoch\":2,\"options\":{\"zstd_level\":20}}", -EINVAL},
 		{"{\"address\":\"h:1\",\"peer\":\"h\"}", -EINVAL},
 		{"{\"address\":\"h:1\",\"peer\":\"h\",\"epoch\":0}", -EINVAL},
 		{"{\"address\":\"h:1\",\"epoch\":2}", -EINVAL},
@@ -235,6 +266,7 @@ int main(void)
 	TCase *te = tcase_create("events and options");
 	tcase_add_test(te, events_are_kept_for_late_watchers_and_end);
 	tcase_add_test(te, options_are_checked);
+	tcase_add_test(tc, compression_is_as_asked);
 	suite_add_tcase(s, te);
 	SRunner *sr = srunner_create(s);
 	srunner_run_all(sr, CK_NORMAL);
