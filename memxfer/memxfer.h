@@ -68,6 +68,7 @@ struct mem_stats { /* snapshot; any thread */
 	uint64_t remaining_bytes; /* still dirty in this round */
 	uint64_t round_bytes; /* dirty when this round began: what the guest wrote during the former one */
 	uint64_t sent_pages, zero_pages, hole_pages;
+	uint64_t unchanged_pages; /* dirtied, but as the destination has them: not sent */
 	uint64_t wire_bytes;
 	uint64_t rate_bytes_per_s, dirty_bytes_per_s;
 	uint64_t predicted_downtime_us;

@@ -58,9 +58,12 @@ int mem_sender_create(const struct mem_sender_options *opt, struct mem_sender **
 	s->dirty = bitmap_alloc(opt->space.npages);
 	if (!s->dirty)
 		ret = error_errno(err, ENOMEM, "memory transfer: bitmap");
+	if (ret == 0)
+		ret = page_hashes_create(opt->space.npages, &s->hashes, err);
 	for (unsigned i = 0; i < opt->nstreams && ret == 0; i++) {
 		s->workers[i].sender = s;
-		ret = mem_tx_init(&s->workers[i].tx, &s->opt, i, &s->counters, &s->stop, &s->idle_cpu, err);
+		ret = mem_tx_init(&s->workers[i].tx, &s->opt, i, &s->counters, &s->stop, &s->idle_cpu,
+				  s->hashes, err);
 	}
 	for (unsigned i = 0; i < opt->nstreams && ret == 0; i++) {
 		struct mem_worker *w = &s->workers[i];
@@ -307,6 +310,7 @@ void mem_sender_stats(struct mem_sender *s, struct mem_stats *out)
 		.sent_pages = atomic_load(&s->counters.data_pages),
 		.zero_pages = atomic_load(&s->counters.zero_pages),
 		.hole_pages = atomic_load(&s->counters.hole_pages),
+		.unchanged_pages = atomic_load(&s->counters.unchanged_pages),
 		.dirty_bytes_per_s = atomic_load(&s->dirty_rate),
 		.predicted_downtime_us = atomic_load(&s->predicted_us),
 		.final_collect_us = atomic_load(&s->final_collect_us),
@@ -352,6 +356,7 @@ void mem_sender_free(struct mem_sender *s)
 	if (s->tracking)
 		s->opt.dirty.stop(s->opt.dirty.opaque);
 	free(s->dirty);
+	page_hashes_free(s->hashes);
 	idle_cpu_release(&s->idle_cpu);
 	pthread_cond_destroy(&s->work);
 	pthread_cond_destroy(&s->changed);

@@ -33,6 +33,7 @@ struct mem_sender {
 	struct mem_worker workers[MEM_STREAMS_MAX];
 	struct mem_tx_counters counters;
 	struct idle_cpu idle_cpu;
+	struct page_hashes *hashes;
 	uint64_t *dirty; /* the round's; a region's words are its stream's while a job runs */
 	bool tracking;	 /* the coordinator's, like what follows */
 	uint64_t started_ns;

@@ -148,9 +148,10 @@ static int do_round(struct mem_worker *w, struct error *err)
 		if (ret < 0)
 			return ret;
 		bitmap_clear_range(s->dirty, first, n);
-		/* Long stretches of zeroes make few frames: the destination must hear of us all the same. */
+		/* Long stretches of zeroes make few frames, unchanged pages none: the destination must hear
+		 * of us all the same. */
 		if (clock_now_ns() - w->tx.last_send_ns > quiet_ns) {
-			ret = mem_tx_flush(&w->tx, err);
+			ret = send_beat(w, err);
 			if (ret < 0)
 				return ret;
 		}

@@ -6,14 +6,13 @@
 #include <sys/mman.h>
 
 #include "base/bitmap.h"
-#include "base/bytes.h"
 #include "base/clock.h"
 #include "memxfer/guest_copy.h"
 #include "memxfer/holes.h"
 
 int mem_tx_init(struct mem_tx *tx, const struct mem_sender_options *opt, unsigned index,
 		struct mem_tx_counters *counters, const atomic_bool *stop, struct idle_cpu *idle_cpu,
-		struct error *err)
+		struct page_hashes *hashes, struct error *err)
 {
 	bool compress = opt->compress != MEM_COMPRESS_OFF;
 
@@ -26,6 +25,7 @@ int mem_tx_init(struct mem_tx *tx, const struct mem_sender_options *opt, unsigne
 		.timeout_ms = opt->timeout_ms,
 		.zstd_level = opt->zstd_level,
 		.idle_cpu = idle_cpu,
+		.hashes = hashes,
 		.bandwidth = opt->bandwidth,
 		.epoch = opt->epoch,
 	};
@@ -202,12 +202,20 @@ static int add_run(struct mem_tx *tx, uint16_t kind, uint64_t first, uint64_t np
 
 static int add_page(struct mem_tx *tx, uint64_t page, struct error *err)
 {
+	const uint8_t *guest = tx->space->base + page * MEM_PAGE_BYTES;
 	uint8_t *copy = tx->payload + (size_t)tx->ndata * MEM_PAGE_BYTES;
 	int ret;
 
-	guest_page_copy(copy, tx->space->base + page * MEM_PAGE_BYTES);
-	if (bytes_all_zero(copy, MEM_PAGE_BYTES))
+	if (guest_page_is_zero(guest)) {
+		page_hashes_forget(tx->hashes, page, 1);
 		return add_run(tx, MEM_RUN_ZERO, page, 1, err);
+	}
+	guest_page_copy(copy, guest);
+	if (tx->round > 1 && page_hashes_same(tx->hashes, page, copy)) {
+		atomic_fetch_add_explicit(&tx->counters->unchanged_pages, 1, memory_order_relaxed);
+		atomic_fetch_sub_explicit(&tx->counters->remaining_pages, 1, memory_order_relaxed);
+		return 0;
+	}
 	ret = add_run(tx, MEM_RUN_DATA, page, 1, err);
 	if (ret < 0)
 		return ret;
@@ -235,6 +243,7 @@ static int add_span(struct mem_tx *tx, const uint64_t *bitmap, uint64_t page, ui
 			uint64_t stop = bitmap_next_clear(bitmap, end, page);
 
 			stop = stop < hole_end ? stop : hole_end;
+			page_hashes_forget(tx->hashes, page, stop - page);
 			ret = add_run(tx, MEM_RUN_HOLE, page, stop - page, err);
 			page = stop;
 		} else {

@@ -8,10 +8,11 @@
 #include "memxfer/codec.h"
 #include "memxfer/compress_policy.h"
 #include "memxfer/idle_cpu.h"
+#include "memxfer/page_hashes.h"
 
 /* What all streams of a sender add to; read by mem_sender_stats. */
 struct mem_tx_counters {
-	_Atomic uint64_t data_pages, zero_pages, hole_pages;
+	_Atomic uint64_t data_pages, zero_pages, hole_pages, unchanged_pages;
 	_Atomic int64_t remaining_pages;
 };
 
@@ -36,12 +37,13 @@ struct mem_tx {
 	uint8_t *payload, *packed;
 	ZSTD_CCtx *zstd;
 	struct idle_cpu *idle_cpu;
+	struct page_hashes *hashes;
 	struct compress_policy policy;
 };
 
 int mem_tx_init(struct mem_tx *tx, const struct mem_sender_options *opt, unsigned index,
 		struct mem_tx_counters *counters, const atomic_bool *stop, struct idle_cpu *idle_cpu,
-		struct error *err);
+		struct page_hashes *hashes, struct error *err);
 void mem_tx_release(struct mem_tx *tx);
 /* Adds the pages of [first, first+n) whose bits are set; sends frames as they fill. The dirty log of the
  * range was cleared before. */

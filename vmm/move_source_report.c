@@ -317,15 +317,17 @@ void source_emit_end(struct move *mv, const char *result, int exit_status, const
 	uint64_t downtime_us =
 		mv->running_us > mv->pause_us && mv->pause_us ? mv->running_us - mv->pause_us : 0;
 	json_t *ev = json_pack(
-		"{s:s, s:s, s:i, s:o, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:i, s:[]}", "event",
-		"end", "result", result, "exit", exit_status, "reason", jsonl_text(reason ? reason : ""),
-		"vm", mv->vm->def.name, "destination", mv->opt.peer, "epoch", (json_int_t)mv->opt.epoch,
-		"total_ms", (json_int_t)(now - mv->t_start_ms), "storage_ms",
-		(json_int_t)(mv->t_storage_ms ? storage_end - mv->t_storage_ms : 0), "memory_ms",
-		(json_int_t)(mv->t_memory_ms ? now - mv->t_memory_ms : 0), "downtime_ms",
+		"{s:s, s:s, s:i, s:o, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:I, s:i, s:[]}",
+		"event", "end", "result", result, "exit", exit_status, "reason",
+		jsonl_text(reason ? reason : ""), "vm", mv->vm->def.name, "destination", mv->opt.peer,
+		"epoch", (json_int_t)mv->opt.epoch, "total_ms", (json_int_t)(now - mv->t_start_ms),
+		"storage_ms", (json_int_t)(mv->t_storage_ms ? storage_end - mv->t_storage_ms : 0),
+		"memory_ms", (json_int_t)(mv->t_memory_ms ? now - mv->t_memory_ms : 0), "downtime_ms",
 		(double)downtime_us / 1000.0, "memory_bytes",
-		(json_int_t)(mv->mem.sent_pages * MEM_PAGE_BYTES), "disk_bytes", (json_int_t)mv->disk_bytes,
-		"wire_bytes", (json_int_t)mv->wire_bytes, "rounds", (int)mv->mem.round, "left_behind");
+		(json_int_t)(mv->mem.sent_pages * MEM_PAGE_BYTES), "unchanged_bytes",
+		(json_int_t)(mv->mem.unchanged_pages * MEM_PAGE_BYTES), "disk_bytes",
+		(json_int_t)mv->disk_bytes, "wire_bytes", (json_int_t)mv->wire_bytes, "rounds",
+		(int)mv->mem.round, "left_behind");
 	if (ev)
 		json_object_set_new(ev, "proof", source_proof_json(mv));
 	struct blackout blackout = mv->blackout;

@@ -8,6 +8,7 @@
 #include "base/bytes.h"
 #include "memxfer/codec.h"
 #include "memxfer/compress_policy.h"
+#include "memxfer/guest_copy.h"
 #include "memxfer/idle_cpu.h"
 
 #define NPAGES 1500u /* not a whole number of regions */
@@ -281,6 +282,20 @@ START_TEST(test_policy_probes)
 }
 END_TEST
 
+START_TEST(test_any_byte_makes_a_page_not_zero)
+{
+	static _Alignas(64) uint8_t page[MEM_PAGE_BYTES];
+
+	ck_assert(guest_page_is_zero(page));
+	for (unsigned i = 0; i < MEM_PAGE_BYTES; i++) {
+		page[i] = (uint8_t)(1u << i % 8);
+		ck_assert_msg(!guest_page_is_zero(page), "byte %u", i);
+		page[i] = 0;
+	}
+	ck_assert(guest_page_is_zero(page));
+}
+END_TEST
+
 START_TEST(test_idle_cpu)
 {
 	uint64_t idle, all;
@@ -325,6 +340,7 @@ int main(void)
 	tcase_add_test(tc, test_body_sum_covers_both_pieces);
 	tcase_add_test(tc, test_policy);
 	tcase_add_test(tc, test_policy_probes);
+	tcase_add_test(tc, test_any_byte_makes_a_page_not_zero);
 	tcase_add_test(tc, test_idle_cpu);
 	suite_add_tcase(suite, tc);
 	runner = srunner_create(suite);

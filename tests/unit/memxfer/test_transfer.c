@@ -210,6 +210,55 @@ START_TEST(test_final_round_is_striped)
 }
 END_TEST
 
+/* Dirtied, but as it was when it was sent last: from the third round on it does not go again. */
+START_TEST(test_unchanged_pages_are_not_sent_again)
+{
+	/* What each round after the first finds, and data, zero and unchanged pages so far. */
+	static const struct {
+		unsigned change, zero, data, zeroes, unchanged;
+	} rounds[] = {
+		{0, 0, 1124, 0, 0},   /* hashed for the first time */
+		{0, 0, 1124, 0, 100}, /* all as they were */
+		{7, 0, 1131, 0, 193}, /* seven are not */
+		{7, 3, 1131, 3, 290}, /* three became zeroes */
+		{7, 0, 1134, 3, 387}, /* and what they were before */
+		{7, 0, 1134, 3, 487},
+	};
+	struct transfer t = {.nstreams = 2};
+	uint64_t npages = 2 * PAGES_PER_REGION;
+	struct mem_stats st;
+	bool limit;
+
+	transfer_open(&t, npages);
+	for (uint64_t p = 0; p < npages; p++)
+		page_fill(&t.src, p, p + 1);
+	transfer_start(&t);
+	ck_assert_int_eq(mem_sender_precopy(t.sender, &limit, &t.err), 0);
+	for (unsigned i = 0; i < sizeof rounds / sizeof rounds[0]; i++) {
+		for (unsigned p = 0; p < 100; p++) {
+			page_fill(&t.src, p,
+				  p < rounds[i].change		       ? 1000 + p
+				  : p >= 50 && p < 50 + rounds[i].zero ? 0
+								       : p + 1);
+			bitmap_set_atomic(t.log.bits, p);
+		}
+		if (i + 1 < sizeof rounds / sizeof rounds[0])
+			ck_assert_int_eq(mem_sender_catch_up(t.sender, &t.err), 0);
+		else
+			transfer_finish(&t); /* where another stream may have the page */
+		mem_sender_stats(t.sender, &st);
+		ck_assert_msg(st.sent_pages == rounds[i].data && st.zero_pages == rounds[i].zeroes &&
+				      st.unchanged_pages == rounds[i].unchanged,
+			      "round %u: %llu data, %llu zero, %llu unchanged", i,
+			      (unsigned long long)st.sent_pages, (unsigned long long)st.zero_pages,
+			      (unsigned long long)st.unchanged_pages);
+		ck_assert_uint_eq(st.round, i + 2);
+	}
+	check_equal(&t);
+	transfer_close(&t);
+}
+END_TEST
+
 START_TEST(test_limit_on_rounds)
 {
 	struct transfer t = {.nstreams = 2};
@@ -572,6 +621,7 @@ int main(void)
 	tcase_add_loop_test(tc, test_busy_guest, 0, getenv("SNM_WRAP") ? 6 : 24);
 	tcase_add_test(tc, test_zeroed_and_freed_after_being_sent);
 	tcase_add_test(tc, test_final_round_is_striped);
+	tcase_add_test(tc, test_unchanged_pages_are_not_sent_again);
 	tcase_add_test(tc, test_limit_on_rounds);
 	tcase_add_test(tc, test_limit_on_time);
 	tcase_add_test(tc, test_cancel);
