@@ -70,11 +70,12 @@ struct move {
 	char resolve[16];    /* asked for by a person */
 	struct error resolve_result;
 	bool resolve_done;
-	unsigned grace_ms[VM_DISKS_MAX]; /* what a guest's write waits for the destination */
-	struct rate_limit bandwidth;	 /* of all disks and the memory */
-	struct mem_sender *sender;	 /* under lock while it may be cancelled from outside */
-	bool mirrors_on;		 /* mirrors may be cancelled */
-	struct source_proof *proof;	 /* vmm/move_source_verify.c; figures under lock */
+	unsigned grace_ms[VM_DISKS_MAX];    /* what a guest's write waits for the destination */
+	unsigned busy_breaks[VM_DISKS_MAX]; /* sessions that a busy destination let fall silent */
+	struct rate_limit bandwidth;	    /* of all disks and the memory */
+	struct mem_sender *sender;	    /* under lock while it may be cancelled from outside */
+	bool mirrors_on;		    /* mirrors may be cancelled */
+	struct source_proof *proof;	    /* vmm/move_source_verify.c; figures under lock */
 
 	struct tls_context *tls;
 	struct move_link *link;

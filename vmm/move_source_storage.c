@@ -15,7 +15,7 @@
 /* A disk whose mirror broke this often without progress in between ends the move. */
 #define STORAGE_RETRIES 8
 /* A destination that fell silent and can be dialled again is busy, not dead: a guest's write waits twice as
- * long for it from then on, up to so many times what is configured. */
+ * long for it from the second time on, up to so many times what is configured: the first may be anything. */
 #define GRACE_GROWTH_MAX 32
 /* What the disks of a move share: pieces of the copies under way, of 256 KiB each, which bounds the memory
  * that the passes take; and the buffers of the guest's writes. Each disk gets the same part and keeps it:
@@ -138,7 +138,7 @@ int source_storage_open(struct move *mv, unsigned i, uint64_t broken_ms, struct 
 	unsigned least = grace ? (unsigned)strtoul(grace, NULL, 10) : mv->vm->cfg->mirror_grace_ms;
 	if (!mv->grace_ms[i])
 		mv->grace_ms[i] = least;
-	else if (broken_ms && clock_now_ms() - broken_ms < BUSY_MOST_MS &&
+	else if (broken_ms && clock_now_ms() - broken_ms < BUSY_MOST_MS && mv->busy_breaks[i]++ &&
 		 mv->grace_ms[i] < least * GRACE_GROWTH_MAX && mv->grace_ms[i] < mv->vm->cfg->silence_ms / 4)
 		mv->grace_ms[i] *= 2;
 	struct mirror_options mopt = {
