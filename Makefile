@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz soak kill-matrix storage-model bench bench-storage bench-memory man format install clean
+# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz soak kill-matrix storage-model bench bench-storage bench-memory man format install deb package-test clean
 # Variables: V=1 (show commands), B=build (build directory), SAN=address,undefined|thread, WERROR=1, PREFIX, DESTDIR
 
 B ?= build
@@ -10,7 +10,7 @@ Q := $(if $(filter 1,$(V)),,@)
 say = $(if $(filter 1,$(V)),,@printf '  %-7s %s\n' '$(1)' '$(2)';)
 
 MODULES := base net block nbd mirror memxfer host vmm tui
-PKGS := libnbd libzstd openssl jansson libxxhash liburing libmnl
+PKGS := libnbd libzstd openssl jansson libxxhash liburing libmnl libsystemd
 ifeq ($(filter clean format,$(MAKECMDGOALS)),)
 MISSING_PKGS := $(shell for p in $(PKGS) ncursesw check; do pkg-config --exists $$p || echo $$p; done)
 ifneq ($(strip $(MISSING_PKGS)),)
@@ -103,7 +103,7 @@ $(MANPAGES): $(B)/man/%: docs/man/%.scd
 	$(call say,MAN,$@) mkdir -p $(@D); scdoc <$< >$@.tmp && mv $@.tmp $@
 
 ALL_TESTS := $(foreach m,$(MODULES),$(TESTS_$(m)))
-.PHONY: tests unit system interop check model asan tsan valgrind format install clean kill-matrix soak man install-man
+.PHONY: tests unit system interop check model asan tsan valgrind format install clean kill-matrix soak man install-man deb package-test
 man: $(MANPAGES)
 tests: $(ALL_TESTS) $(TEST_HELPERS)
 unit: $(ALL_TESTS)
@@ -134,9 +134,16 @@ install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/snmigrate
 	install -m 0755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
 	install -m 0644 README.md LICENSE docs/*.md $(DESTDIR)$(PREFIX)/share/doc/snmigrate
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	install -m 0644 tools/completion/snmigrate.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/snmigrate
+	ln -sf snmigrate $(DESTDIR)$(PREFIX)/share/bash-completion/completions/snvm
 	@if command -v scdoc >/dev/null; then $(MAKE) --no-print-directory install-man; else echo "scdoc is not installed: no man pages"; fi
 install-man: $(MANPAGES)
 	for n in 1 5 8; do install -d $(DESTDIR)$(PREFIX)/share/man/man$$n && install -m 0644 $(B)/man/*.$$n $(DESTDIR)$(PREFIX)/share/man/man$$n; done
+deb:
+	$(Q)tools/deb/build $(B)/deb
+package-test: all tests
+	$(Q)tests/package/run
 clean:
 	rm -rf build build-asan build-tsan build-fuzz
 

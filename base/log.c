@@ -12,6 +12,8 @@
 static const char *program = "snmigrate";
 static char subject_text[80];
 static enum log_level threshold = LOG_LEVEL_INFO;
+static void (*sink_fn)(enum log_level level, const char *vm, const char *message);
+static _Thread_local char vm_text[80];
 static const char *const level_names[] = {"debug", "info", "warning", "error"};
 
 void log_init(const char *name)
@@ -35,6 +37,16 @@ void log_set_subject(const char *subject)
 	snprintf(subject_text, sizeof subject_text, "%s%s", subject ? " " : "", subject ? subject : "");
 }
 
+void log_set_vm(const char *name)
+{
+	snprintf(vm_text, sizeof vm_text, "%s", name ? name : "");
+}
+
+void log_set_sink(void (*sink)(enum log_level level, const char *vm, const char *message))
+{
+	sink_fn = sink;
+}
+
 void log_write(enum log_level level, const char *fmt, ...)
 {
 	if (level < threshold)
@@ -50,6 +62,7 @@ void log_write(enum log_level level, const char *fmt, ...)
 			      program, (int)getpid(), subject_text, level_names[level]);
 	va_list ap;
 	va_start(ap, fmt);
+	size_t head = n;
 	int m = vsnprintf(line + n, sizeof line - n, fmt, ap);
 	va_end(ap);
 	if (m > 0)
@@ -60,6 +73,12 @@ void log_write(enum log_level level, const char *fmt, ...)
 	for (size_t i = 0; i < n; i++)
 		if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f)
 			line[i] = ' ';
+	if (sink_fn) {
+		line[n] = '\0';
+		sink_fn(level, vm_text, line + head);
+		errno = saved_errno;
+		return;
+	}
 	line[n++] = '\n';
 	if (write(STDERR_FILENO, line, n) < 0)
 		errno = saved_errno;

@@ -15,6 +15,11 @@ enum log_level { LOG_LEVEL_DEBUG, LOG_LEVEL_INFO, LOG_LEVEL_WARN, LOG_LEVEL_ERRO
 void log_init(const char *name);
 /* A further word in every line, e.g. the VM's name; copied, NULL removes. */
 void log_set_subject(const char *subject);
+/* The VM that this thread works for, where a sink tells it apart; copied, NULL removes. */
+void log_set_vm(const char *name);
+/* Messages go there instead of stderr: control characters are out, no time and no name in front. Call from
+ * main before there are threads. `vm` is "" without one. */
+void log_set_sink(void (*sink)(enum log_level level, const char *vm, const char *message));
 void log_write(enum log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 #define log_debug(...) log_write(LOG_LEVEL_DEBUG, __VA_ARGS__)

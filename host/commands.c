@@ -97,6 +97,7 @@ int vm_find(struct daemon *d, const char *name, struct vm_ref *out, struct error
 		return rc;
 	if (!s.found)
 		return unknown_vm(d, name, err);
+	log_set_vm(out->rec.name);
 	out->keeper = keeper_get(d, out->rec.uuid, err);
 	if (!out->keeper)
 		return err ? err->code : -ENOMEM;
@@ -268,6 +269,7 @@ static int command_create(struct command_context *c, struct error *err)
 	if (rc < 0)
 		return EXIT_REFUSED;
 	keeper_get(c->daemon, def->uuid, NULL);
+	log_set_vm(def->name);
 	log_info("VM %s created, %s", def->name, def->uuid);
 	reply_ok(c->client, json_pack("{s:s, s:s}", "name", def->name, "uuid", def->uuid));
 	return 0;
@@ -576,6 +578,7 @@ void commands_serve(struct daemon *d, struct jsonl *client)
 	for (;;) {
 		struct command_context c = {.daemon = d, .client = client};
 		struct error err = ERROR_INIT;
+		log_set_vm(NULL);
 		int rc = jsonl_read(client, &c.request, NULL, 0, &err);
 		if (rc == -EPROTO)
 			jsonl_write_error(client, EXIT_USAGE, &err);

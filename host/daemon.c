@@ -25,6 +25,7 @@
 #include "host/fsutil.h"
 #include "host/partial.h"
 #include "host/spawn.h"
+#include "host/systemd.h"
 #include "net/conn.h"
 #include "net/preamble.h"
 
@@ -320,7 +321,9 @@ int daemon_run(const struct host_config *cfg, struct error *err)
 	pthread_detach(sweeper);
 	log_info("host %s serves %s and %s, state in %s", cfg->name, cfg->listen, cfg->control,
 		 cfg->state_dir);
+	systemd_notify("READY=1");
 	rc = serve(d, tcp, control, signals);
+	systemd_notify("STOPPING=1");
 	unlink(cfg->control);
 	spawn_end();
 	log_info("ends; the VMs go on");

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -17,6 +18,7 @@
 #include "base/log.h"
 #include "host/fsutil.h"
 #include "host/registry.h"
+#include "host/systemd.h"
 
 #define LOG_MAX_BYTES	 (8u << 20)
 #define MARK_VARIABLE	 "SNMIGRATE_VM_GROUP"
@@ -24,7 +26,7 @@
 #define POLL_INTERVAL_MS 10
 
 static struct {
-	bool cgroups;
+	bool cgroups, systemd;
 	char base[4096]; /* the folder of our cgroups */
 	char scope[24];	 /* tells state directories of one machine apart */
 	char state_dir[4096];
@@ -40,23 +42,30 @@ static uint32_t scope_hash(const char *s)
 }
 
 /* Where cgroup2 is mounted, and which group of it we are in: -ENOENT if there is none. */
-static int own_cgroup(char *out, size_t size)
+static int find_cgroup2(char *mount, size_t mount_size, char *own, size_t own_size)
 {
-	char line[8192], mount[4096] = "", own[4096] = "";
+	char line[8192], at[4096];
+	*mount = *own = '\0';
 	CLEANUP_FILE FILE *f = fopen("/proc/self/mountinfo", "re");
 	while (f && !*mount && fgets(line, sizeof line, f)) {
 		char *dash = strstr(line, " - ");
 		if (dash && !strncmp(dash + 3, "cgroup2 ", 8) &&
-		    sscanf(line, "%*s %*s %*s %*s %4095s", mount) != 1)
-			*mount = '\0';
+		    sscanf(line, "%*s %*s %*s %*s %4095s", at) == 1)
+			snprintf(mount, mount_size, "%s", at);
 	}
 	CLEANUP_FILE FILE *g = fopen("/proc/self/cgroup", "re");
 	while (g && !*own && fgets(line, sizeof line, g))
 		if (!strncmp(line, "0::", 3)) {
 			line[strcspn(line, "\n")] = '\0';
-			snprintf(own, sizeof own, "%.4000s", line + 3);
+			snprintf(own, own_size, "%.4000s", line + 3);
 		}
-	if (!*mount || !*own)
+	return *mount && *own ? 0 : -ENOENT;
+}
+
+static int own_cgroup(char *out, size_t size)
+{
+	char mount[4096], own[4096];
+	if (find_cgroup2(mount, sizeof mount, own, sizeof own))
 		return -ENOENT;
 	int n = snprintf(out, size, "%s%s", mount, strcmp(own, "/") ? own : "");
 	return n < 0 || (size_t)n >= size ? -ENAMETOOLONG : 0;
@@ -78,12 +87,32 @@ static bool usable(const char *base)
 	return good;
 }
 
+/* Where systemd puts our scopes, if that is a cgroup2 whose groups can be killed as a whole. */
+static bool find_slice(void)
+{
+	char mount[4096], own[4096], file[4200];
+	if (find_cgroup2(mount, sizeof mount, own, sizeof own))
+		return false;
+	snprintf(file, sizeof file, "%.2000s%.2000s/cgroup.kill", mount, own);
+	snprintf(spawn.base, sizeof spawn.base, "%.3900s/" SYSTEMD_SLICE, mount);
+	return access(file, W_OK) == 0;
+}
+
 int spawn_init(const struct host_config *cfg, struct error *err)
 {
 	char own[4096], tail[128];
 	snprintf(spawn.scope, sizeof spawn.scope, "%08x", scope_hash(cfg->state_dir));
 	snprintf(spawn.state_dir, sizeof spawn.state_dir, "%s", cfg->state_dir);
 	snprintf(tail, sizeof tail, "/snmigrate-%s-%s", cfg->name, spawn.scope);
+	if (!*cfg->cgroup && systemd_is_manager()) {
+		spawn.systemd = true;
+		spawn.cgroups = find_slice();
+		log_info("every VM gets a scope of systemd in %s%s", SYSTEMD_SLICE,
+			 spawn.cgroups ? ""
+				       : "; without cgroup2 and cgroup.kill, its processes are told "
+					 "by " MARK_VARIABLE " in their environment");
+		return 0;
+	}
 	if (*cfg->cgroup)
 		snprintf(spawn.base, sizeof spawn.base, "%s", cfg->cgroup);
 	else if (own_cgroup(own, sizeof own - sizeof tail) == 0)
@@ -105,13 +134,24 @@ int spawn_init(const struct host_config *cfg, struct error *err)
 
 void spawn_end(void)
 {
-	if (spawn.cgroups && rmdir(spawn.base) < 0 && errno != ENOTEMPTY && errno != EBUSY && errno != ENOENT)
+	if (spawn.cgroups && !spawn.systemd && rmdir(spawn.base) < 0 && errno != ENOTEMPTY &&
+	    errno != EBUSY && errno != ENOENT)
 		log_debug("%s: %s", spawn.base, strerror(errno));
+}
+
+static void scope_name(const char *group, char *out, size_t size)
+{
+	snprintf(out, size, "snmigrate-%s-%.100s.scope", spawn.scope, group);
 }
 
 static void group_path(const char *group, const char *file, char *out, size_t size)
 {
-	snprintf(out, size, "%.3900s/%.100s%s%.60s", spawn.base, group, *file ? "/" : "", file);
+	char name[160];
+	if (spawn.systemd) {
+		scope_name(group, name, sizeof name);
+		group = name;
+	}
+	snprintf(out, size, "%.3900s/%.150s%s%.60s", spawn.base, group, *file ? "/" : "", file);
 }
 
 static int write_file(const char *path, const char *text)
@@ -188,9 +228,24 @@ static int each_marked(const char *group, int sig)
 /* ---- both -------------------------------------------------------------------------------------------------
  */
 
+static int enter_scope(const char *group, pid_t pid, struct error *err)
+{
+	char name[160], description[160];
+	scope_name(group, name, sizeof name);
+	snprintf(description, sizeof description, "snmigrate VM %.100s", group);
+	return systemd_scope_start(name, description, pid, err);
+}
+
 int spawn_group_move(const char *from, const char *to, pid_t pid, struct error *err)
 {
 	char path[4200], text[24];
+	if (spawn.systemd) {
+		int rc = enter_scope(to, pid, err);
+		if (rc < 0)
+			return rc;
+	}
+	if (spawn.systemd && spawn.cgroups)
+		return 0;
 	if (!spawn.cgroups) {
 		snprintf(path, sizeof path, "%.3900s/groups", spawn.state_dir);
 		int rc = fs_make_dirs(path, err);
@@ -253,6 +308,8 @@ int spawn_group_wait_empty(const char *group, unsigned timeout_ms, struct error 
 					 group, timeout_ms);
 		clock_sleep_ms(POLL_INTERVAL_MS);
 	}
+	if (spawn.cgroups && spawn.systemd)
+		return 0; /* which collects its empty scopes */
 	if (spawn.cgroups)
 		group_path(group, "", path, sizeof path);
 	else
@@ -275,9 +332,13 @@ static int open_log(const char *path, struct error *err)
 }
 
 /* In the child, between fork and exec: async-signal-safe calls only. Returns an errno. */
-static int become(const struct spawn_options *opt, int procs_fd, int log_fd, int null_fd, const int *high,
-		  int *report, char **env)
+static int become(const struct spawn_options *opt, int procs_fd, int go_fd, int log_fd, int null_fd,
+		  const int *high, int *report, char **env)
 {
+	char go;
+	/* not before it is in its scope; the parent closes the pipe where that fails */
+	if (go_fd >= 0 && read(go_fd, &go, 1) != 1)
+		return ECANCELED;
 	if (procs_fd >= 0 && write(procs_fd, "0", 1) != 1)
 		return errno;
 	if (setsid() < 0)
@@ -310,8 +371,10 @@ static char **marked_environment(const char *mark)
 	if (!env)
 		return NULL;
 	size_t k = 0;
-	for (size_t i = 0; i < n; i++)
-		if (strncmp(environ[i], MARK_VARIABLE "=", sizeof MARK_VARIABLE))
+	for (size_t i = 0; i < n; i++) /* and what systemd told this process alone */
+		if (strncmp(environ[i], MARK_VARIABLE "=", sizeof MARK_VARIABLE) &&
+		    strncmp(environ[i], "NOTIFY_SOCKET=", strlen("NOTIFY_SOCKET=")) &&
+		    strncmp(environ[i], "JOURNAL_STREAM=", strlen("JOURNAL_STREAM=")))
 			env[k++] = environ[i];
 	env[k] = (char *)mark;
 	return env;
@@ -323,7 +386,7 @@ pid_t spawn_start(const struct spawn_options *opt, struct error *err)
 	CLEANUP_FD int procs_fd = -1;
 	if (opt->nfds > FDS_MAX)
 		return error_set(err, EINVAL, "too many descriptors");
-	if (spawn.cgroups) {
+	if (spawn.cgroups && !spawn.systemd) {
 		int rc = make_group(opt->group, err);
 		if (rc < 0)
 			return rc;
@@ -336,13 +399,17 @@ pid_t spawn_start(const struct spawn_options *opt, struct error *err)
 	CLEANUP_FREE char **env = marked_environment(mark);
 	CLEANUP_FD int log_fd = open_log(opt->log_path, err);
 	CLEANUP_FD int null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-	int pipes[2];
+	int pipes[2], go[2] = {-1, -1};
 	if (!env || log_fd < 0 || null_fd < 0 || pipe2(pipes, O_CLOEXEC) < 0)
 		return log_fd < 0 ? log_fd
 				  : error_errno(err, env ? errno : ENOMEM, "starting %s", opt->argv[0]);
 	CLEANUP_FD int result = pipes[0];
 	CLEANUP_FD int report_low = pipes[1];
 	CLEANUP_FD int report = fcntl(report_low, F_DUPFD_CLOEXEC, 64);
+	if (spawn.systemd && pipe2(go, O_CLOEXEC) < 0)
+		return error_errno(err, errno, "starting %s", opt->argv[0]);
+	CLEANUP_FD int go_fd = go[0];
+	CLEANUP_FD int let_go = go[1];
 	int high[FDS_MAX];
 	unsigned have = 0;
 	while (have < opt->nfds && (high[have] = fcntl(opt->fds[have], F_DUPFD_CLOEXEC, 64)) >= 0)
@@ -350,7 +417,7 @@ pid_t spawn_start(const struct spawn_options *opt, struct error *err)
 	pid_t pid = report < 0 || have < opt->nfds ? -1 : fork();
 	int saved = errno;
 	if (pid == 0) {
-		int why = become(opt, procs_fd, log_fd, null_fd, high, &report, env);
+		int why = become(opt, procs_fd, go_fd, log_fd, null_fd, high, &report, env);
 		if (write(report, &why, sizeof why) < 0)
 			_exit(126);
 		_exit(127);
@@ -359,6 +426,16 @@ pid_t spawn_start(const struct spawn_options *opt, struct error *err)
 		close(high[i]);
 	if (pid < 0)
 		return error_errno(err, saved, "starting %s", opt->argv[0]);
+	if (spawn.systemd) {
+		int rc = enter_scope(opt->group, pid, err);
+		if (!rc && write(let_go, "", 1) != 1)
+			rc = error_errno(err, errno, "starting %s", opt->argv[0]);
+		if (rc < 0) {
+			kill(pid, SIGKILL);
+			waitpid(pid, NULL, 0);
+			return rc;
+		}
+	}
 	close(report);
 	report = -1;
 	close(report_low);

@@ -214,6 +214,7 @@ static int admit(struct worker *w, json_t *request, struct error *err)
 	w->memory_bytes = (uint64_t)memory;
 	strcpy(w->uuid, uuid);
 	snprintf(w->name, sizeof w->name, "%s", name);
+	log_set_vm(name);
 	log_info("VM %s arrives from %s, epoch %" PRIu64 " (snvmm %d)", name, peer, (uint64_t)epoch,
 		 (int)w->pid);
 	return 0;

@@ -9,6 +9,7 @@
 #include "host/config.h"
 #include "host/daemon.h"
 #include "host/exit.h"
+#include "host/systemd.h"
 #include "net/conn.h"
 
 static void usage(FILE *out)
@@ -83,8 +84,10 @@ int main(int argc, char **argv)
 	if (!rc && only_check)
 		printf("%s: good, host %s, %u %s\n", cfg->path, cfg->name, cfg->npeers,
 		       cfg->npeers == 1 ? "peer" : "peers");
-	else if (!rc)
+	else if (!rc) {
+		systemd_log();
 		rc = daemon_run(cfg, &err);
+	}
 	if (rc < 0)
 		fprintf(stderr, "snmigrated: %s\n", err.message);
 	/* the daemon's threads may still use the configuration: it goes with the process */

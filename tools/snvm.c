@@ -26,7 +26,7 @@ static void usage(FILE *out)
 	      "  create FILE [--import DISK=PATH]...   make a VM of a definition; kernel, initrd and "
 	      "imported images are copied\n"
 	      "  start VM [--paused]                   start it\n"
-	      "  stop VM [--force] [--timeout SECONDS] press its power button and wait (60 s); --force: end "
+	      "  stop VM|--all [--force] [--timeout S] press its power button and wait (60 s); --force: end "
 	      "it now\n"
 	      "  pause VM | resume VM                  stop and continue its processors\n"
 	      "  list [--json]                         the VMs of this host\n"

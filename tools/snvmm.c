@@ -15,6 +15,7 @@
 #include "host/registry.h"
 #include "vmm/control.h"
 #include "vmm/move.h"
+#include "vmm/terminate.h"
 #include "vmm/vm.h"
 
 #define CONNECTION_FD 3
@@ -109,7 +110,7 @@ static int run_vm(const struct host_config *cfg, const char *name, bool paused, 
 	struct error err = ERROR_INIT;
 	vm_init(&vm, cfg);
 	int status = 1;
-	if (open_vm(&vm, name, paused, forced, &err))
+	if (terminate_watch(&vm, &err) || open_vm(&vm, name, paused, forced, &err))
 		log_error("%s", err.message);
 	else
 		status = live(&vm);
@@ -134,7 +135,12 @@ static int run_incoming(const struct host_config *cfg)
 		return 1;
 	}
 	int status = 0;
-	int rc = move_destination_serve(&vm, CONNECTION_FD, daemon, &became_owner, &err);
+	int rc = terminate_watch(&vm, &err);
+	if (rc) {
+		log_error("%s", err.message);
+		return 1;
+	}
+	rc = move_destination_serve(&vm, CONNECTION_FD, daemon, &became_owner, &err);
 	if (rc)
 		log_warn("%s", err.message);
 	if (became_owner)
@@ -184,6 +190,7 @@ int main(int argc, char **argv)
 	int c;
 	log_init("snvmm");
 	signal(SIGPIPE, SIG_IGN);
+	terminate_block();
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		switch (c) {
 		case 'c':

@@ -2,6 +2,9 @@
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "host/client.h"
 #include "host/exit.h"
@@ -63,17 +66,60 @@ int snvm_start(const struct snvm *s, int argc, char **argv)
 	return client_request("snvm", s->control, request, NULL, START_TIMEOUT_MS);
 }
 
+static int stop_one(const struct snvm *s, const char *name, bool force, unsigned long seconds)
+{
+	json_t *request = json_pack("{s:s, s:s, s:b, s:I}", "cmd", "stop", "vm", name, "force", force,
+				    "timeout_ms", (json_int_t)seconds * 1000);
+	return client_request("snvm", s->control, request, NULL, (unsigned)seconds * 1000 + CALL_TIMEOUT_MS);
+}
+
+/* All that run or are paused, at the same time: a process each. The worst exit status. */
+static int stop_all(const struct snvm *s, bool force, unsigned long seconds)
+{
+	json_t *reply = NULL, *vm;
+	size_t i;
+	int status = client_request("snvm", s->control, json_pack("{s:s}", "cmd", "list"), &reply, CALL_TIMEOUT_MS);
+	if (status)
+		return status;
+	json_array_foreach(json_object_get(reply, "vms"), i, vm)
+	{
+		const char *state = json_string_value(json_object_get(vm, "state"));
+		const char *name = json_string_value(json_object_get(vm, "name"));
+		if (!state || !name || (strcmp(state, "running") && strcmp(state, "paused")))
+			continue;
+		pid_t pid = fork();
+		if (pid == 0)
+			_exit(stop_one(s, name, force, seconds));
+		if (pid < 0) {
+			perror("snvm: fork");
+			status = EXIT_FAILED;
+		}
+	}
+	json_decref(reply);
+	int how;
+	while (wait(&how) > 0) {
+		int one = WIFEXITED(how) ? WEXITSTATUS(how) : EXIT_FAILED;
+		if (one > status)
+			status = one;
+	}
+	return status;
+}
+
 int snvm_stop(const struct snvm *s, int argc, char **argv)
 {
-	static const struct option options[] = {
-		{"force", no_argument, NULL, 'f'}, {"timeout", required_argument, NULL, 't'}, {0}};
-	bool force = false;
+	static const struct option options[] = {{"force", no_argument, NULL, 'f'},
+						{"timeout", required_argument, NULL, 't'},
+						{"all", no_argument, NULL, 'a'},
+						{0}};
+	bool force = false, all = false;
 	unsigned long seconds = STOP_SECONDS_DEFAULT;
 	char *end;
 	int c;
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		if (c == 'f') {
 			force = true;
+		} else if (c == 'a') {
+			all = true;
 		} else if (c == 't') {
 			seconds = strtoul(optarg, &end, 10);
 			if (*optarg < '0' || *optarg > '9' || *end || seconds == 0 ||
@@ -84,10 +130,10 @@ int snvm_stop(const struct snvm *s, int argc, char **argv)
 			return client_option_error("snvm", argv);
 		}
 	}
+	if (all && optind != argc)
+		return snvm_usage_error("stop takes one VM, or --all");
+	if (all)
+		return stop_all(s, force, seconds);
 	const char *name = snvm_one_name(argc, argv, optind);
-	if (!name)
-		return EXIT_USAGE;
-	json_t *request = json_pack("{s:s, s:s, s:b, s:I}", "cmd", "stop", "vm", name, "force", force,
-				    "timeout_ms", (json_int_t)seconds * 1000);
-	return client_request("snvm", s->control, request, NULL, (unsigned)seconds * 1000 + CALL_TIMEOUT_MS);
+	return name ? stop_one(s, name, force, seconds) : EXIT_USAGE;
 }

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+# bash completion for snmigrate and snvm: subcommands, options, and the names of VMs and hosts that the daemon knows.
+_snmigrate_vms() { snvm list 2>/dev/null | sed '1d;s/ .*//'; }
+_snmigrate_hosts() { sed -n 's/^[[:space:]]*\[peer[[:space:]]\{1,\}\([^]]*\)\].*/\1/p' /etc/snmigrate/snmigrated.ini 2>/dev/null; }
+_snmigrate_options() { "$1" --help 2>/dev/null | grep -o -e '--[a-z][a-z-]*' | sort -u; }
+
+_snmigrate() {
+	local cur=${COMP_WORDS[COMP_CWORD]} words=() w
+	for w in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do [[ $w == -* ]] || words+=("$w"); done
+	if [[ $cur == -* ]]; then
+		mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_options snmigrate)" -- "$cur")
+		return
+	fi
+	[[ ${words[0]-} == move ]] && words=("${words[@]:1}") && set -- move
+	case ${#words[@]}:${words[0]-} in
+	0:*) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_vms) $([[ ${1-} == move ]] || echo move cancel tune watch resolve pki)" -- "$cur") ;;
+	1:pki) mapfile -t COMPREPLY < <(compgen -W "init issue" -- "$cur") ;;
+	*:pki) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
+	1:cancel | 1:tune | 1:watch | 1:resolve) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_vms)" -- "$cur") ;;
+	1:*) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_hosts)" -- "$cur") ;;
+	esac
+}
+_snvm() {
+	local cur=${COMP_WORDS[COMP_CWORD]} words=() w
+	for w in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do [[ $w == -* ]] || words+=("$w"); done
+	if [[ $cur == -* ]]; then
+		mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_options snvm)" -- "$cur")
+		return
+	fi
+	case ${#words[@]}:${words[0]-} in
+	0:*) mapfile -t COMPREPLY < <(compgen -W "create start stop pause resume list info console delete" -- "$cur") ;;
+	*:create) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
+	1:list) ;;
+	1:*) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_vms)" -- "$cur") ;;
+	esac
+}
+complete -F _snmigrate snmigrate
+complete -F _snvm snvm
