@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz soak kill-matrix storage-model bench bench-storage bench-memory man format install deb package-test clean
+# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz soak kill-matrix storage-model storage-faults bench bench-storage bench-memory man format install deb package-test clean
 # Variables: V=1 (show commands), B=build (build directory), SAN=address,undefined|thread, WERROR=1, PREFIX, DESTDIR
 
 B ?= build
@@ -103,7 +103,7 @@ $(MANPAGES): $(B)/man/%: docs/man/%.scd
 	$(call say,MAN,$@) mkdir -p $(@D); scdoc <$< >$@.tmp && mv $@.tmp $@
 
 ALL_TESTS := $(foreach m,$(MODULES),$(TESTS_$(m)))
-.PHONY: tests unit system interop check model asan tsan valgrind format install clean kill-matrix soak man install-man deb package-test
+.PHONY: storage-faults tests unit system interop check model asan tsan valgrind format install clean kill-matrix soak man install-man deb package-test
 man: $(MANPAGES)
 tests: $(ALL_TESTS) $(TEST_HELPERS)
 unit: $(ALL_TESTS)
@@ -126,6 +126,9 @@ valgrind: $(ALL_TESTS)
 soak: all tests
 	MOVES=11 tests/system/linux_moves.sh
 	MOVES=100 tests/system/native_moves.sh
+# every case of what the check runs in part: flipped bits, cut links, kills and resumes
+storage-faults: all tests
+	$(Q)for t in bit_flips link_cut kill_resume; do tests/run-scripts tests/system/$$t.sh || exit 1; done
 kill-matrix: all tests
 	$(Q)tests/kill-matrix
 format:

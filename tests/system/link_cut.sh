@@ -3,12 +3,12 @@
 # The link drops every packet for CUT_S seconds at 10, 50 and 90 % of the copy, with a guest that writes: no error in the guest, no
 # write slower than 100 ms because of it, and what had arrived is not sent again. Once with a silence limit above the cut (the disk
 # sessions are dialled again), once below it (the move begins a new attempt and compares what is there).
-#   PERCENTS, LIMITS (ms), CUT_S: subsets
+#   PERCENTS, LIMITS (ms), CUT_S: subsets; the check (SNM_BRIEF=1) cuts at 50 % alone, make storage-faults at all three
 GRACE_MS=50 RETRY_FOR=2m SILENCE_MS=10000
 source "$(dirname "$0")/lib.sh"
 source "$(dirname "$0")/refuse_lib.sh"
 require_kvm
-CUT_S=${CUT_S:-5} PERCENTS=${PERCENTS:-10 50 90} LIMITS=${LIMITS:-10000 1500}
+CUT_S=${CUT_S:-5} PERCENTS=${PERCENTS:-$([ "${SNM_BRIEF:-}" = 1 ] && echo 50 || echo 10 50 90)} LIMITS=${LIMITS:-10000 1500}
 MIB=1048576
 DISK_MB=320 FILL_MB=${FILL_MB:-256}
 RATE=${RATE:-64} # MiB a second: the copy takes long enough for a cut at each place
