@@ -30,6 +30,7 @@
 /* A lost SYN goes out again after one second: that it is asked anew costs nothing, and a cancel is seen
  * between. */
 #define CONNECT_MOST_MS 2500
+#define SYNC_ROUND_MS	200 /* so often every disk is looked at */
 #define REDIAL_WAIT_MS	1000
 
 static int dial_once(struct move *mv, enum channel channel, const char *token, struct conn **out,
@@ -213,75 +214,90 @@ static int adopt(struct move *mv, unsigned i, struct error *err)
 	return 0;
 }
 
-/* One disk until all its chunks are synced, dialling again when its session broke. */
-static int sync_disk(struct move *mv, unsigned i, struct error *err)
+/* How far a disk's copy had got when its session broke last. */
+struct sync_progress {
+	unsigned tries; /* in a row without progress */
+	uint64_t best, moved;
+};
+
+/* Its session broke: 0 when it has a new one. `e` is why. */
+static int mend_session(struct move *mv, unsigned i, struct sync_progress *p, const struct mirror_stats *st,
+			const struct error *e, struct error *err)
 {
-	struct vm_disk *d = &mv->vm->disks[i];
-	unsigned tries = 0;
-	uint64_t best = 0, moved = 0;
-	for (;;) {
-		struct error e = ERROR_INIT;
-		int rc = source_check(mv, err);
-		if (!rc)
-			rc = source_images_check(mv, err);
-		if (rc)
-			return rc;
-		rc = mv->resumed[i] ? adopt(mv, i, &e) : 0;
-		if (!rc)
-			rc = mirror_wait_synced(d->mirror, 200, &e);
-		if (!rc)
-			return 0;
-		struct mirror_stats st;
-		mirror_stats(d->mirror, &st);
-		/* A session that ended by silence says ETIMEDOUT, too. */
-		if (rc == -ETIMEDOUT && !st.failed && !mv->resumed[i])
-			continue;
-		if (source_check(mv, err))
-			return source_check(mv, err);
-		/* Where a session ends by silence, chunks are copied again, so that the synced ones need not
-		 * grow though the copy goes on. An error at one place is no progress, whatever else was
-		 * copied. */
-		uint64_t now_moved = st.data_bytes_copied + st.zero_bytes_copied;
-		if (st.synced_bytes > best || (e.code == -ETIMEDOUT && now_moved > moved))
-			tries = 0;
-		best = st.synced_bytes > best ? st.synced_bytes : best;
-		moved = now_moved;
-		/* A disk that is full, here or there, one that cannot be read, and hashes that cannot be had
-		 * are no matter of this session. */
-		if (st.local_failed)
-			return error_set(err, e.code, "%s, on %s", e.message, mv->vm->cfg->name);
-		if (e.code == -ENOSPC)
-			return error_set(err, e.code, "%s, at %s", e.message, mv->opt.peer);
-		if (mv->resumed[i] && !st.failed) {
-			error_copy(err, &e);
-			return e.code;
-		}
-		if (++tries > STORAGE_RETRIES)
-			return error_set(err, e.code, "%s, at %s (%u times in a row%s%s%s)", e.message,
-					 mv->opt.peer, tries, e.code == -ETIMEDOUT ? "; " : "",
-					 e.code == -ETIMEDOUT ? mv->opt.peer : "",
-					 e.code == -ETIMEDOUT ? " is too busy, or the link too slow" : "");
-		log_warn("disk %s: session broke (%s), dialling again (%u)", mv->vm->def.disks[i].id,
-			 e.message, tries);
-		rc = redial(mv, i, &tries, err);
-		if (rc)
-			return rc;
+	/* Where a session ends by silence, chunks are copied again, so that the synced ones need not grow
+	 * though the copy goes on. An error at one place is no progress, whatever else was copied. */
+	uint64_t moved = st->data_bytes_copied + st->zero_bytes_copied;
+	if (st->synced_bytes > p->best || (e->code == -ETIMEDOUT && moved > p->moved))
+		p->tries = 0;
+	p->best = st->synced_bytes > p->best ? st->synced_bytes : p->best;
+	p->moved = moved;
+	/* A disk that is full, here or there, one that cannot be read, and hashes that cannot be had are no
+	 * matter of this session. */
+	if (st->local_failed)
+		return error_set(err, e->code, "%s, on %s", e->message, mv->vm->cfg->name);
+	if (e->code == -ENOSPC)
+		return error_set(err, e->code, "%s, at %s", e->message, mv->opt.peer);
+	if (mv->resumed[i] && !st->failed) {
+		error_copy(err, e);
+		return e->code;
 	}
+	bool silent = e->code == -ETIMEDOUT;
+	if (++p->tries > STORAGE_RETRIES)
+		return error_set(err, e->code, "%s, at %s (%u times in a row%s%s%s)", e->message,
+				 mv->opt.peer, p->tries, silent ? "; " : "", silent ? mv->opt.peer : "",
+				 silent ? " is too busy, or the link too slow" : "");
+	log_warn("disk %s: session broke (%s), dialling again (%u)", mv->vm->def.disks[i].id, e->message,
+		 p->tries);
+	return redial(mv, i, &p->tries, err);
+}
+
+/* Looks after one disk for up to wait_ms. *synced: all its chunks are. */
+static int sync_step(struct move *mv, unsigned i, struct sync_progress *p, unsigned wait_ms, bool *synced,
+		     struct error *err)
+{
+	struct mirror *m = mv->vm->disks[i].mirror;
+	struct error e = ERROR_INIT;
+	*synced = false;
+	int rc = mv->resumed[i] ? adopt(mv, i, &e) : 0;
+	if (!rc)
+		rc = mirror_wait_synced(m, wait_ms, &e);
+	*synced = !rc;
+	if (!rc)
+		return 0;
+	struct mirror_stats st;
+	mirror_stats(m, &st);
+	/* A session that ended by silence says ETIMEDOUT, too. */
+	if (rc == -ETIMEDOUT && !st.failed && !mv->resumed[i])
+		return 0;
+	rc = source_check(mv, err);
+	return rc ? rc : mend_session(mv, i, p, &st, &e, err);
 }
 
 int source_storage_sync(struct move *mv, struct error *err)
 {
+	struct sync_progress progress[VM_DISKS_MAX] = {0};
+	unsigned n = mv->vm->def.ndisks;
 	/* All before one of them is waited for, so that every pass begins; what fails here is met again
 	 * below. */
-	for (unsigned i = 0; i < mv->vm->def.ndisks; i++) {
+	for (unsigned i = 0; i < n; i++) {
 		struct error e = ERROR_INIT;
 		if (mv->resumed[i] && adopt(mv, i, &e))
 			log_info("disk %s: %s", mv->vm->def.disks[i].id, e.message);
 	}
-	for (unsigned i = 0; i < mv->vm->def.ndisks; i++) {
-		int rc = sync_disk(mv, i, err);
-		if (rc)
-			return rc;
+	/* In turn: a session that broke is not to wait for the other disks' copies. */
+	for (bool all = n == 0; !all;) {
+		all = true;
+		for (unsigned i = 0; i < n; i++) {
+			bool synced;
+			int rc = source_check(mv, err);
+			if (!rc)
+				rc = source_images_check(mv, err);
+			if (!rc)
+				rc = sync_step(mv, i, &progress[i], SYNC_ROUND_MS / n, &synced, err);
+			if (rc)
+				return rc;
+			all = all && synced;
+		}
 	}
 	return 0;
 }

@@ -100,5 +100,5 @@ none() {
 	snvm b stop --force vm1 >/dev/null; snvm b delete vm1 >/dev/null
 }
 for name in $CASES; do $name; done
-kill "${relay_pid:-0}" 2>/dev/null || true
+[ -z "$relay_pid" ] || kill "$relay_pid" 2>/dev/null || true
 echo "figure: $caught flipped bits, all caught before COMMIT"
