@@ -184,7 +184,7 @@ qemu-img info "$THERE/root.qcow2" | grep -q "backing file" && fail "a flattened 
 same qcow2 "$KEPT/root.qcow2" qcow2 "$THERE/root.qcow2"
 sound "$THERE/root.qcow2"
 grep -q backing "$THERE/vm.ini" && fail "the definition still names a backing file"
-[ "$(sent)" -ge 48000000 ] || fail "flatten sent $(sent) bytes"
+[ "$(sent)" -ge 40000000 ] || fail "flatten sent $(sent) bytes"
 snvm b delete c1
 echo "figure: flatten: $(sent) bytes of disks sent"
 
