@@ -90,8 +90,10 @@ static bool make_disks(struct world *w)
 			return false;
 		}
 	}
-	uint64_t size =
-		(6 + world_random(w, 19)) * MIB + world_random(w, 2) * world_random(w, 2000) * SECTOR_BYTES;
+	/* Not more than some hundred chunks: each may have to be compared alone, one after another. */
+	unsigned least = w->chunk_bytes < 65536 ? 3 : 6, more = w->chunk_bytes < 65536 ? 3 : 19;
+	uint64_t size = (least + world_random(w, more)) * MIB +
+			world_random(w, 2) * world_random(w, 2000) * SECTOR_BYTES;
 	const char *tmp = getenv("TMPDIR");
 	snprintf(w->dir, sizeof w->dir, "%.40s/storage-model.XXXXXX", tmp && strlen(tmp) < 40 ? tmp : "/tmp");
 	ck_assert_ptr_nonnull(mkdtemp(w->dir));
@@ -118,6 +120,7 @@ static void make_guest(struct world *w)
 {
 	static const unsigned paces[] = {0, 0, 50, 500};
 	uint64_t size = w->local.size_bytes, hot = world_random_log(w, 64 * KIB, 4 * MIB) & ~(uint64_t)4095;
+	hot = hot < size / 2 ? hot : size / 2 & ~(uint64_t)4095;
 	struct guest_options opt = {
 		.seed = (unsigned)rand_r(&w->rng),
 		.depth = 1 + world_random(w, GUEST_DEPTH_MAX),
