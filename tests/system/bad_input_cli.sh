@@ -134,8 +134,10 @@ head -c 1M "$T/whole.qcow2" >"$T/cut.qcow2"
 definition vm1.ini vm1 <<<'[disk root]
 path = root.qcow2
 format = qcow2'
-snvm create "$T/vm1.ini" --import root="$T/cut.qcow2" >/dev/null || fail "create"
-refuse 3 "already on host h1" snvm create "$T/vm1.ini" --import root="$T/cut.qcow2"
+refuse 3 "truncated" snvm create "$T/vm1.ini" --import root="$T/cut.qcow2"
+snvm create "$T/vm1.ini" --import root="$T/whole.qcow2" >/dev/null || fail "create"
+refuse 3 "already on host h1" snvm create "$T/vm1.ini" --import root="$T/whole.qcow2"
+truncate -s 1M "$T/state/vms/vm1/root.qcow2"
 before=$(snvm list --json)
 refuse 3 "no VM named vm2 on host h1" snvm start vm2
 refuse 3 "no VM named vm2 on host h1" snmigrate vm2 h2 --with-storage
