@@ -193,6 +193,54 @@ int registry_publish(const struct host_config *cfg, const char *from_rel, const 
 	return rename_durably(cfg, from_rel, rel, err);
 }
 
+static bool is_on(int dirfd, const char *path, const struct stat *device)
+{
+	struct stat st;
+	return !fstatat(dirfd, path, &st, 0) && S_ISBLK(st.st_mode) && st.st_rdev == device->st_rdev;
+}
+
+static bool uses_device(int dirfd, const struct vm_definition *def, const struct stat *device)
+{
+	for (unsigned i = 0; i < def->ndisks; i++) {
+		char text[sizeof def->disks[i].backing];
+		const char *names[VM_BACKING_MAX];
+		int n = vmdef_backing_names(&def->disks[i], text, names);
+		if (is_on(dirfd, def->disks[i].path, device))
+			return true;
+		for (int k = 0; k < n; k++)
+			if (is_on(dirfd, names[k], device))
+				return true;
+	}
+	return false;
+}
+
+bool registry_device_used(const struct host_config *cfg, const char *device, const char *uuid,
+			  char name[VM_NAME_MAX_CHARS + 1])
+{
+	char path[REGISTRY_PATH_BYTES];
+	struct stat dev;
+	struct dirent *de;
+	CLEANUP_FREE struct vm_definition *def = malloc(sizeof *def);
+	if (!def || stat(device, &dev) || registry_path(cfg, "vms", path, NULL) < 0)
+		return false;
+	DIR *dir = opendir(path);
+	bool used = false;
+	while (dir && !used && (de = readdir(dir))) {
+		if (de->d_name[0] == '.')
+			continue;
+		CLEANUP_FD int vm =
+			openat(dirfd(dir), de->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+		if (vm < 0 || registry_load_definition(vm, de->d_name, def, NULL) ||
+		    !strcmp(def->uuid, uuid) || !uses_device(vm, def, &dev))
+			continue;
+		snprintf(name, VM_NAME_MAX_CHARS + 1, "%s", de->d_name);
+		used = true;
+	}
+	if (dir)
+		closedir(dir);
+	return used;
+}
+
 static int unlink_if(int dirfd, const char *name, mode_t type, const json_t *entry, struct error *err)
 {
 	struct stat st;

@@ -37,6 +37,10 @@ static int read_device(struct arrival *a, unsigned i, json_t *o, struct error *e
 	for (unsigned k = 0; k < i; k++)
 		if (!strcmp(a->disks[k].device, path))
 			return error_set(err, EINVAL, "%s is given twice", path);
+	/* One that runs holds its device; one that is stopped has nothing but its definition to say so. */
+	char other[VM_NAME_MAX_CHARS + 1];
+	if (registry_device_used(vm->cfg, path, vm->def.uuid, other))
+		return error_set(err, EBUSY, "%s is a disk of VM %s on host %s", path, other, vm->cfg->name);
 	strcpy(d->device, path);
 	strcpy(def->path, path);
 	def->size_bytes = a->shape[i].virtual_bytes;

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -318,6 +319,31 @@ START_TEST(keep)
 }
 END_TEST
 
+/* Stopped, it holds nothing: only its definition says whose the device is. */
+START_TEST(a_device_of_a_vm_is_known_by_any_name)
+{
+	char more[256], name[VM_NAME_MAX_CHARS + 1] = "";
+	if (mknod(at("dev"), S_IFBLK | 0600, makedev(7, 250)) || symlink(at("dev"), at("alias")) ||
+	    mknod(at("free"), S_IFBLK | 0600, makedev(7, 251))) {
+		printf("skipped: no device node can be made\n");
+		return;
+	}
+	struct vm_definition def;
+	snprintf(more, sizeof more, "[disk root]\npath = %s\nformat = raw\n", at("dev"));
+	define(&def, more);
+	ck_assert_int_eq(mkdir(at("state/vms/vm1"), 0700), 0);
+	int fd = open(at("state/vms/vm1"), O_RDONLY | O_DIRECTORY);
+	ck_assert_msg(registry_store_definition(fd, &def, &err) == 0, "%s", err.message);
+	close(fd);
+	const char *other = "1b8a4c1e-7d2f-4a36-9c55-3f1e2d4c5b6a";
+	ck_assert(registry_device_used(&cfg, at("dev"), other, name));
+	ck_assert_str_eq(name, "vm1");
+	ck_assert(registry_device_used(&cfg, at("alias"), other, name));
+	ck_assert(!registry_device_used(&cfg, at("free"), other, name));
+	ck_assert(!registry_device_used(&cfg, at("dev"), UUID, name));
+}
+END_TEST
+
 START_TEST(publish_refuses_a_taken_name)
 {
 	make_moved();
@@ -371,6 +397,7 @@ int main(void)
 	tcase_add_test(tc, delete_never_leaves_the_folder_by_files_json);
 	tcase_add_test(tc, delete_of_a_link_is_refused);
 	tcase_add_test(tc, keep);
+	tcase_add_test(tc, a_device_of_a_vm_is_known_by_any_name);
 	tcase_add_test(tc, publish_refuses_a_taken_name);
 	tcase_add_test(tc, incoming_is_removed_whole_and_nothing_else_is);
 	tcase_add_test(tc, results);
