@@ -188,11 +188,22 @@ int move_destination_resolve(struct vm *vm, const char *how, struct error *err)
 	if (act == HANDOVER_ACT_NONE)
 		return err && err->code ? err->code : -EPERM;
 	if (act == HANDOVER_ACT_ABANDON && rec.state == HANDOVER_OWNER_UNCONFIRMED) {
+		/* A copy that was the VM is kept aside, though its folder may not have got its place yet:
+		 * what is abandoned in incoming/ is an arrival's, and goes. */
+		char folder[REGISTRY_FOLDER_BYTES];
+		snprintf(folder, sizeof folder, "%s", rec.folder);
+		if (!strncmp(rec.folder, "incoming/", strlen("incoming/"))) {
+			rc = registry_publish(vm->cfg, rec.folder, rec.name, err);
+			if (rc)
+				return rc;
+			registry_vm_rel(rec.name, folder);
+		}
 		struct vm_transition t = {.from = HANDOVER_OWNER_UNCONFIRMED,
 					  .from_epoch = rec.epoch,
 					  .to = HANDOVER_ABANDONED,
 					  .to_epoch = rec.epoch,
 					  .flags_clear = RECORD_POWERED_ON,
+					  .folder = folder,
 					  .reason = "given up by snmigrate resolve"};
 		SCOPE_LOCK(&vm->run_lock);
 		machine_pause(vm->machine, NULL);
