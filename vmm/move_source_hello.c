@@ -432,7 +432,10 @@ int source_hello(struct move *mv, struct error *err)
 	mv->link = link;
 	pthread_mutex_unlock(&mv->lock);
 
-	rc = record_attempt(mv, err);
+	/* Whoever ended the move before the link was there has not ended the link. */
+	rc = source_check(mv, err);
+	if (!rc)
+		rc = record_attempt(mv, err);
 	if (rc)
 		return rc;
 	json_t *hello = make_hello(mv, files, nfiles, err);
