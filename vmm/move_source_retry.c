@@ -39,11 +39,12 @@ static uint64_t synced_bytes(struct move *mv)
 	return n;
 }
 
-/* The time that is left for trying; begins anew with every attempt that came further than all before it. */
+/* The time that is left for trying; begins anew with every attempt that came further than all before it, or
+ * to the memory: that the disks agreed once is all that an attempt can show. */
 static uint64_t left_ms(struct move *mv)
 {
 	uint64_t now = clock_now_ms(), synced = mv->negotiated_now ? synced_bytes(mv) : 0;
-	if (!mv->retry_until_ms || synced > mv->best_synced) {
+	if (!mv->retry_until_ms || synced > mv->best_synced || mv->t_memory_ms) {
 		mv->retry_until_ms = now + mv->opt.retry_for_s * UINT64_C(1000);
 		mv->best_synced = synced;
 	}
