@@ -2,7 +2,9 @@
 # Two hosts on this machine for the system tests: a daemon each, in a network namespace each, behind a bridge in a
 # third namespace, so that the link can be cut without a word. Sourced; not executable.
 # shellcheck shell=bash
-set -euo pipefail
+set -Eeuo pipefail
+# whatever ends a script by set -e says where
+trap 'echo "FAIL: $0, line $LINENO: $BASH_COMMAND (exit $?)" >&2' ERR
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 B=${B:-$ROOT/build}
 BIN=$B/bin
