@@ -286,6 +286,8 @@ static unsigned within_budget(const struct verify *v, uint64_t first, unsigned n
 		}
 	}
 	*data_bytes = data;
+	if (at == first << v->map->shift)
+		return 1;
 	uint64_t chunks = ((at - 1) >> v->map->shift) - first + 1;
 	return chunks < n ? (unsigned)chunks : n;
 }

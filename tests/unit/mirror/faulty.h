@@ -56,6 +56,7 @@ struct faulty {
 	long error_after; /* -1: never */
 	int error_op;	  /* only this op fails; -1: all but reads */
 	int refuse;	  /* submit returns it */
+	atomic_int extents_error;
 	bool count_overlaps;
 	unsigned overlaps, requests[8];
 	uint64_t inflight_bytes, inflight_bytes_max, read_bytes;
@@ -224,7 +225,10 @@ static inline int faulty_submit(struct block *blk, struct block_request *req)
 static inline int faulty_extents(struct block *blk, uint64_t off, uint64_t len, struct block_extent *ext,
 				 unsigned *n, struct error *err)
 {
-	return block_extents(((struct faulty *)blk)->inner, off, len, ext, n, err);
+	struct faulty *f = (struct faulty *)blk;
+	int rc = atomic_load(&f->extents_error);
+	return rc ? error_errno(err, rc, "%s: extents", blk->label)
+		  : block_extents(f->inner, off, len, ext, n, err);
 }
 
 static inline void faulty_say(struct faulty *f, enum silence silence)

@@ -457,6 +457,34 @@ START_TEST(ends_with_its_session_or_an_error)
 }
 END_TEST
 
+static void lose_extents(struct bench *b, uint64_t first, unsigned n)
+{
+	if (atomic_load(&b->r.local->extents_error))
+		return;
+	ck_assert_uint_eq(first, 0);
+	ck_assert_int_eq(guest_do(b->r.top, BLOCK_WRITE, 5 * CHUNK, 4096, 1), 0);
+	atomic_store(&b->r.local->extents_error, -EIO);
+}
+
+/* It is asked for a range that does not begin with the disk, too: no question about nothing, again and again.
+ */
+START_TEST(ends_when_the_local_disk_tells_nothing)
+{
+	struct bench b = {.meanwhile = lose_extents};
+	struct mirror_verify_result res;
+	struct error err;
+	begin(&b, 8 * MIB);
+	copy(&b);
+	ck_assert_int_eq(verify(&b, false, &res, &err), -EIO);
+	ck_assert_msg(strstr(err.message, "disk local: extents"), "%s", err.message);
+	ck_assert_uint_eq(atomic_load(&b.asked), 1);
+	atomic_store(&b.r.local->extents_error, 0);
+	b.meanwhile = NULL;
+	verify_well(&b, &res);
+	end(&b, true);
+}
+END_TEST
+
 /* --- adoption --- */
 
 static void adopt_begin(struct bench *b, uint64_t size)
@@ -627,6 +655,7 @@ int main(void)
 	tcase_add_test(tc, a_guest_does_not_wait_for_a_slow_answer);
 	tcase_add_loop_test(tc, what_a_broken_session_left_is_compared_again, 0, 2);
 	tcase_add_test(tc, ends_with_its_session_or_an_error);
+	tcase_add_test(tc, ends_when_the_local_disk_tells_nothing);
 	tcase_add_loop_test(tc, adopts_what_agrees_and_copies_the_rest, 0, 2);
 	tcase_add_test(tc, what_is_written_during_adoption_is_copied);
 	tcase_add_test(tc, a_failed_adoption_loses_nothing);
