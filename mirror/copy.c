@@ -23,8 +23,10 @@
 #include "mirror/mirror_impl.h"
 
 #define BANDWIDTH_LOOK_NS UINT64_C(100000000) /* so often a changed bandwidth is seen */
-#define PROBE_BYTES	  4096u
-#define SCAN_QUERIES	  16 /* of MIRROR_EXTENTS_PER_QUERY extents, then the rest is left to the jobs */
+/* One chunk, and what a limited bandwidth carries in this part of a second, may wait for it. */
+#define HELD_FRACTION 20
+#define PROBE_BYTES   4096u
+#define SCAN_QUERIES  16 /* of MIRROR_EXTENTS_PER_QUERY extents, then the rest is left to the jobs */
 /* Chunks that are read, or wait for the window, beyond those that the remote has. */
 #define READ_AHEAD 4
 /* A guest that changed its disk so recently is in the midst of it. */
@@ -132,6 +134,8 @@ static void widen_window(struct session *s)
  */
 static void adapt_window(struct session *s, uint64_t len_bytes, uint64_t latency_ns)
 {
+	if (len_bytes >= s->piece_bytes && (!s->min_latency_ns || latency_ns < s->min_latency_ns))
+		s->min_latency_ns = latency_ns;
 	if (s->buffered && !s->synchronous) {
 		widen_window(s);
 		return;
@@ -141,8 +145,6 @@ static void adapt_window(struct session *s, uint64_t len_bytes, uint64_t latency
 			widen_window(s);
 		return;
 	}
-	if (!s->min_latency_ns || latency_ns < s->min_latency_ns)
-		s->min_latency_ns = latency_ns;
 	if (latency_ns - s->min_latency_ns <= s->grace_ns / 4) {
 		widen_window(s);
 		return;
@@ -493,11 +495,18 @@ static void scan_holes(struct session *s, uint64_t from)
 		s->scanned = from + 1;
 }
 
+/* A chunk that waits for the bandwidth is held, and a guest's write to it waits as well. */
+static bool enough_waits(const struct session *s)
+{
+	uint64_t rate = s->bandwidth ? rate_limit_get(s->bandwidth) : 0;
+	return rate && s->active - s->writing > rate / HELD_FRACTION / s->m->map->chunk_bytes;
+}
+
 /* True if something was begun. */
 static bool begin_chunk(struct session *s)
 {
 	uint64_t chunk;
-	if (s->active >= s->njobs || s->active >= chunks_allowed(s))
+	if (s->active >= s->njobs || s->active >= chunks_allowed(s) || enough_waits(s))
 		return false;
 	if (!chunk_map_next_unsynced(s->m->map, s->cursor, &chunk))
 		return false;

@@ -383,6 +383,77 @@ START_TEST(fault_point_holds_after_the_first_chunk)
 }
 END_TEST
 
+/* What waits for the bandwidth is held: few chunks at a time, so that few of a guest's writes wait. */
+START_TEST(little_is_held_while_the_bandwidth_is_waited_for)
+{
+	enum { N = 32 };
+	struct rig r = {0};
+	struct rate_limit slow;
+	static struct guest_io io[N];
+	struct mirror_stats st;
+	rig_files(&r, N * 64 * KIB);
+	rig_fill(r.local_path, 0, r.size, 1);
+	rig_open_local(&r);
+	rig_open_remote(&r);
+	rate_limit_init(&slow, 1024); /* a chunk a minute */
+	struct mirror_options opt = rig_options(&r);
+	opt.bandwidth = &slow;
+	opt.buffered = _i;
+	rig_start(&r, &opt);
+	do
+		mirror_stats(r.m, &st);
+	while (!st.synced_bytes);
+	rig_eventually(faulty_count(r.local, BLOCK_READ) > 1);
+	clock_sleep_ms(100);
+	for (unsigned i = 0; i < N; i++)
+		guest_submit(&io[i], r.top, BLOCK_WRITE, 0, i * 64 * KIB, 4096, (int)i);
+	clock_sleep_ms(300);
+	unsigned waiting = 0;
+	for (unsigned i = 0; i < N; i++)
+		waiting += !guest_is_done(&io[i]);
+	rate_limit_set(&slow, 0);
+	for (unsigned i = 0; i < N; i++)
+		ck_assert_int_eq(guest_wait(&io[i]), 0);
+	rig_wait_synced(&r);
+	ck_assert_uint_le(waiting, 1);
+	struct error err = ERROR_INIT;
+	ck_assert_int_eq(mirror_flush_remote(r.m, &err), 0);
+	rig_close(&r);
+	rate_limit_destroy(&slow);
+	rig_assert_equal(&r);
+	rig_remove(&r);
+}
+END_TEST
+
+/* The guest writes all the time, but a few pieces would leave the link empty. */
+START_TEST(a_long_link_is_filled_while_the_guest_writes)
+{
+	enum { CHUNK = 256 * KIB, N = 128 };
+	struct rig r = {0};
+	rig_files(&r, (uint64_t)N * CHUNK);
+	rig_fill(r.local_path, 0, r.size, 1);
+	rig_open_local(&r);
+	rig_open_remote(&r);
+	r.remote->delay_ns = UINT64_C(20000000);
+	struct mirror_options opt = rig_options(&r);
+	opt.chunk_bytes = CHUNK;
+	opt.buffered = true;
+	rig_start(&r, &opt);
+	struct mirror_stats st = {0};
+	for (unsigned i = 0; !st.all_synced; i++) {
+		ck_assert_int_eq(guest_do(r.top, BLOCK_WRITE, 0, 512, (int)i), 0);
+		clock_sleep_ms(1);
+		mirror_stats(r.m, &st);
+	}
+	ck_assert_uint_ge(r.remote->inflight_bytes_max, 6 * CHUNK);
+	struct error err = ERROR_INIT;
+	ck_assert_int_eq(mirror_flush_remote(r.m, &err), 0);
+	rig_close(&r);
+	rig_assert_equal(&r);
+	rig_remove(&r);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("mirror-copy");
@@ -400,6 +471,8 @@ int main(void)
 	tcase_add_test(tc, flushes_reach_both_once_the_remote_was_flushed);
 	tcase_add_test(tc, the_window_keeps_a_slow_link_within_the_grace);
 	tcase_add_loop_test(tc, short_pieces_widen_the_window_on_a_quick_link_only, 0, 2);
+	tcase_add_loop_test(tc, little_is_held_while_the_bandwidth_is_waited_for, 0, 2);
+	tcase_add_test(tc, a_long_link_is_filled_while_the_guest_writes);
 	tcase_add_test(tc, fault_point_holds_after_the_first_chunk);
 	suite_add_tcase(s, tc);
 	SRunner *sr = srunner_create(s);
