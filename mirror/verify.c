@@ -177,9 +177,10 @@ static void adopt_chunk(struct verify *v, const struct verify_range *r, unsigned
 	if (!eligible(v, chunk))
 		return;
 	/* Nothing was sent there since it was hashed: the pass is held, and the chunk not synced. */
-	if (mirror_hash_equal(&r->remote[i], zeroes))
+	bool dirty = bitmap_test(r->dirty, i);
+	if (!dirty && mirror_hash_equal(&r->remote[i], zeroes))
 		bitmap_clear(v->map->touched, chunk);
-	if (bitmap_test(r->dirty, i) || !mirror_hash_equal(&r->local[i], &r->remote[i])) {
+	if (dirty || !mirror_hash_equal(&r->local[i], &r->remote[i])) {
 		v->res.differed++;
 		return;
 	}
