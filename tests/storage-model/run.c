@@ -121,11 +121,13 @@ static void make_guest(struct world *w)
 	static const unsigned paces[] = {0, 0, 50, 500};
 	uint64_t size = w->local.size_bytes, hot = world_random_log(w, 64 * KIB, 4 * MIB) & ~(uint64_t)4095;
 	hot = hot < size / 2 ? hot : size / 2 & ~(uint64_t)4095;
+	/* Each chunk waits its turn behind all writes that touch it: not all of them behind all. */
+	unsigned largest = w->chunk_bytes < GUEST_REQUEST_MAX / 32 ? w->chunk_bytes * 32 : GUEST_REQUEST_MAX;
 	struct guest_options opt = {
 		.seed = (unsigned)rand_r(&w->rng),
 		.depth = 1 + world_random(w, GUEST_DEPTH_MAX),
 		.pace_us = paces[world_random(w, 4)],
-		.largest_bytes = (unsigned)world_random_log(w, 4096, GUEST_REQUEST_MAX),
+		.largest_bytes = (unsigned)world_random_log(w, 4096, largest),
 		.overlaps_per_1000 = world_random(w, 2) * 20,
 		.wild_per_1000 = MAY_CHANGE_BUFFERS ? world_random(w, 2) * 10 : 0,
 		.hot_bytes = hot,
