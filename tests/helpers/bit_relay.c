@@ -3,9 +3,9 @@
  * A relay between two hosts that flips one bit of a disk's stream: bit_relay LISTEN TARGET EXPORT SPEC [FILE]
  *
  * It follows NBD on the `disk` channel of EXPORT, which --no-tls leaves in the clear, and passes everything
- * else through. SPEC: data:N or header:N, the first write's data, or the offset in its header, after N MiB of
- * the channel's stream; later:data or later:header, of the first write, zeroing or trim after FILE exists. It
- * says "flipped WHAT at OFFSET" once it did.
+ * else through. SPEC: data:N or header:N, the data, or the offset in the header, of the copy's first write
+ * after N MiB of the channel's stream; later:data or later:header, of the first write, zeroing or trim after
+ * FILE exists. It says "flipped WHAT at OFFSET" once it did.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -23,6 +23,7 @@
 #include "nbd/protocol.h"
 #include "net/preamble.h"
 
+#define BULK_BYTES	  (64u << 10)
 #define OPTION_MAGIC_HIGH UINT32_C(0x49484156) /* IHAVEOPT */
 
 static const char *export_name, *trigger;
@@ -115,7 +116,9 @@ static bool pass_request(struct leg *leg, uint8_t raw[NBD_REQUEST_BYTES])
 	uint64_t offset = get_be64(raw + 16);
 	bool write = command == NBD_CMD_WRITE;
 	bool changes = write || command == NBD_CMD_WRITE_ZEROES || command == NBD_CMD_TRIM;
-	bool now = due(leg) && (flip_header ? changes : write);
+	/* what the guest wrote it may soon write again, right this time; a chunk is copied once */
+	bool bulk = write && get_be32(raw + 24) >= BULK_BYTES;
+	bool now = due(leg) && (!later ? bulk : flip_header ? changes : write);
 	if (now) {
 		atomic_store(&flipped, true);
 		if (flip_header) /* within the guest's span; in bulk, the next megabyte */
