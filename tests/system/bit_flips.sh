@@ -49,7 +49,8 @@ is_caught() { # DISK [OFFSET]
 	range=$(grep -oE "disk $1: .* bytes [0-9]+ to [0-9]+" <<<"$reason" | grep -oE '[0-9]+ to [0-9]+$') || fail "$name: no disk $1 with a range in: $reason"
 	[ -z "${2:-}" ] || { [ "$2" -ge "${range% to *}" ] && [ "$2" -le "${range#* to }" ]; } || fail "$name: $2 is not within $range"
 	[ "$(tail -n 1 "$T/move.json" | jq -r .proof.agreed)" = false ] || fail "$name: it says that the disks agreed"
-	[ "$(vm_state a vm1)" = running ] && [ "$(vm_state b vm1)" = absent ] || fail "$name: hosta $(vm_state a vm1), hostb $(vm_state b vm1)"
+	[ "$(vm_state a vm1)" = running ] || fail "$name: hosta $(vm_state a vm1)"
+	wait_state b vm1 absent # the source is told first
 	seq=$(hb_field "$(wait_hb a vm1)" seq); hb=$(wait_hb a vm1 "$seq"); assert_good "$hb"
 	caught=$((caught + 1))
 	echo "$name: $reason"
