@@ -148,31 +148,6 @@ static int open_rel(const struct host_config *cfg, const char *rel, char path[RE
 	return rc < 0 ? rc : fs_open_dir(path, err);
 }
 
-static int sync_parents(const struct host_config *cfg, struct error *err)
-{
-	char path[REGISTRY_PATH_BYTES];
-	int rc = registry_path(cfg, "partial", path, err);
-	if (!rc)
-		rc = fs_sync_dir(path, err);
-	if (!rc)
-		rc = registry_path(cfg, "incoming", path, err);
-	return rc < 0 ? rc : fs_sync_dir(path, err);
-}
-
-static int rename_rel(const struct host_config *cfg, const char *from_rel, const char *to_rel,
-		      struct error *err)
-{
-	char from[REGISTRY_PATH_BYTES], to[REGISTRY_PATH_BYTES];
-	int rc = registry_path(cfg, from_rel, from, err);
-	if (!rc)
-		rc = registry_path(cfg, to_rel, to, err);
-	if (rc < 0)
-		return rc;
-	if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) < 0)
-		return error_errno(err, errno, "renaming %s to %s", from, to);
-	return sync_parents(cfg, err);
-}
-
 static bool is_disk(const struct partial *p, const char *name)
 {
 	for (unsigned i = 0; i < p->ndisks; i++)
@@ -224,7 +199,7 @@ static int keep(const struct host_config *cfg, const char *rel, const char *path
 		rc = partial_remove(cfg, p->uuid, err);
 	partial_rel(p->uuid, to);
 	if (!rc)
-		rc = rename_rel(cfg, rel, to, err);
+		rc = registry_rename(cfg, rel, to, err);
 	if (!rc)
 		log_info("VM %s: %" PRIu64
 			 " MiB of its disks are kept for the next attempt from %s, for %" PRIu64 " s",
@@ -279,7 +254,7 @@ int partial_take(const struct host_config *cfg, const char *uuid, const char *re
 	if (!vm_uuid_valid(uuid) || strncmp(rel, "incoming/", 9))
 		return error_set(err, EINVAL, "%s is not the folder of an arrival", rel);
 	partial_rel(uuid, from);
-	return rename_rel(cfg, from, rel, err);
+	return registry_rename(cfg, from, rel, err);
 }
 
 /* Renamed first, so that an arrival takes a whole one or none. */

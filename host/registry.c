@@ -137,8 +137,8 @@ int registry_store_definition(int dirfd, const struct vm_definition *def, struct
 /* ---- folders that appear, are kept, or go
  * ------------------------------------------------------------------ */
 
-static int rename_durably(const struct host_config *cfg, const char *from_rel, const char *to_rel,
-			  struct error *err)
+int registry_rename(const struct host_config *cfg, const char *from_rel, const char *to_rel,
+		    struct error *err)
 {
 	char from[REGISTRY_PATH_BYTES], to[REGISTRY_PATH_BYTES], parent[REGISTRY_PATH_BYTES];
 	int rc = registry_path(cfg, from_rel, from, err);
@@ -185,12 +185,12 @@ int registry_publish(const struct host_config *cfg, const char *from_rel, const 
 		return done;
 	if (exists_below(cfg, rel, "")) {
 		snprintf(aside, sizeof aside, "kept/%s-left-behind-%lld", name, (long long)time(NULL));
-		int rc = rename_durably(cfg, rel, aside, err);
+		int rc = registry_rename(cfg, rel, aside, err);
 		if (rc < 0)
 			return rc;
 		log_info("what a VM that moved away had left behind in %s is now in %s", rel, aside);
 	}
-	return rename_durably(cfg, from_rel, rel, err);
+	return registry_rename(cfg, from_rel, rel, err);
 }
 
 static bool is_on(int dirfd, const char *path, const struct stat *device)
@@ -411,7 +411,7 @@ int registry_keep(const struct host_config *cfg, const char *rel, const char *na
 	rc = remove_sockets(dirfd, err);
 	if (!rc)
 		rc = remove_run(dirfd, err);
-	return rc < 0 ? rc : rename_durably(cfg, rel, kept_rel, err);
+	return rc < 0 ? rc : registry_rename(cfg, rel, kept_rel, err);
 }
 
 int registry_remove_incoming(const struct host_config *cfg, const char *rel, struct error *err)

@@ -78,4 +78,8 @@ int registry_result_store(const struct host_config *cfg, const char *uuid, json_
 int registry_create_vm(const struct host_config *cfg, struct vm_definition *def, const char *base_dir,
 		       json_t *imports, struct error *err);
 
+/* Renames below the state directory, -EEXIST if the new name is taken; durable in both folders. */
+int registry_rename(const struct host_config *cfg, const char *from_rel, const char *to_rel,
+		    struct error *err);
+
 #endif

@@ -52,7 +52,8 @@ static void usage(FILE *out)
 	      "         --json              one JSON object a line, the last one with \"result\"\n"
 	      "         --plain             lines also on a terminal, instead of the full-screen view\n"
 	      "       snmigrate watch [VM] [--json|--plain] [--receipt FILE]\n"
-	      "                                              follow a move under way; without VM all of this host\n"
+	      "                                              follow a move under way; without VM all of this "
+	      "host\n"
 	      "       snmigrate tune VM --bandwidth RATE     change the limit of a move under way; 0: none\n"
 	      "       snmigrate cancel VM                    end it; the VM stays where it is\n"
 	      "       snmigrate resolve VM [--run-here [--yes-the-other-host-is-off] | --give-up]\n"
@@ -90,21 +91,9 @@ int snmigrate_usage_error(const char *fmt, ...)
 /* Options of move whose argument is a word of its own. */
 static bool takes_argument(const char *option)
 {
-	/* clang-format off */
-	static const char *const options[] = {
-		"--control",
-		"--max-downtime",
-		"--bandwidth",
-		"--receipt",
-		"--mirror",
-		"--mirror-buffer",
-		"--retry-for",
-		"--keep-partial",
-	};
-	/* clang-format on */
-	for (size_t i = 0; i < sizeof options / sizeof *options; i++)
-		if (!strcmp(option, options[i]))
-			return true;
+	for (const struct option *o = snmigrate_move_options; o->name; o++)
+		if (!strncmp(option, "--", 2) && !strcmp(option + 2, o->name))
+			return o->has_arg == required_argument;
 	return false;
 }
 

@@ -32,16 +32,6 @@ static const char *need_string(json_t *o, const char *key, struct error *err)
 	return s;
 }
 
-static int need_u64(json_t *o, const char *key, uint64_t max, uint64_t *out, struct error *err)
-{
-	json_t *v = json_object_get(o, key);
-	if (!json_is_integer(v) || json_integer_value(v) < 0 || (uint64_t)json_integer_value(v) > max)
-		return error_set(err, EPROTO, "hello: \"%s\" is missing or not a number from 0 to %" PRIu64,
-				 key, max);
-	*out = (uint64_t)json_integer_value(v);
-	return 0;
-}
-
 static int check_versions(struct arrival *a, json_t *hello, struct error *err)
 {
 	json_t *v = json_object_get(hello, "versions");
@@ -80,7 +70,7 @@ static int read_hash_options(struct arrival *a, json_t *hello, struct error *err
 	for (unsigned i = 0; i < a->vm->def.ndisks; i++) {
 		uint64_t chunk;
 		json_t *disk = json_array_get(json_object_get(hello, "disks"), i);
-		int rc = need_u64(disk, "chunk_bytes", UINT64_C(256) << 20, &chunk, err);
+		int rc = move_need_u64(disk, "chunk_bytes", UINT64_C(256) << 20, &chunk, err);
 		if (rc)
 			return error_prefix(err, "disk %s", a->vm->def.disks[i].id);
 		if (chunk < MOVE_CHUNK_BYTES || (chunk & (chunk - 1)) ||
@@ -110,7 +100,7 @@ static int read_files(struct arrival *a, json_t *hello, struct error *err)
 		if (i && !strcmp(name, a->files[0].name))
 			return error_set(err, EPROTO, "hello: file \"%s\" is there twice", name);
 		snprintf(f->name, sizeof f->name, "%s", name);
-		int rc = need_u64(o, "size", FILE_MAX_BYTES, &f->size, err);
+		int rc = move_need_u64(o, "size", FILE_MAX_BYTES, &f->size, err);
 		if (rc)
 			return error_prefix(err, "file %s", name);
 		f->fd = -1;
@@ -185,13 +175,13 @@ int arrival_read_hello(struct arrival *a, json_t *hello, struct error *err)
 	if (vm->def.memory_bytes > MEMORY_MAX_BYTES || vm->def.memory_bytes % MEM_REGION_BYTES)
 		return error_set(err, EPROTO, "hello: memory of %" PRIu64 " bytes", vm->def.memory_bytes);
 	uint64_t streams;
-	rc = need_u64(hello, "streams", MEM_STREAMS_MAX, &streams, err);
+	rc = move_need_u64(hello, "streams", MEM_STREAMS_MAX, &streams, err);
 	if (!rc && !streams)
 		rc = error_set(err, EPROTO, "hello: no memory stream");
 	a->nstreams = (unsigned)streams;
 	a->keep_s = vm->cfg->keep_partial_s;
 	if (json_object_get(hello, "keep_partial_s") && !rc)
-		rc = need_u64(hello, "keep_partial_s", HOST_KEEP_PARTIAL_MAX_S, &a->keep_s, err);
+		rc = move_need_u64(hello, "keep_partial_s", HOST_KEEP_PARTIAL_MAX_S, &a->keep_s, err);
 	if (a->keep_s > vm->cfg->keep_partial_s)
 		a->keep_s = vm->cfg->keep_partial_s;
 	a->suspend = json_is_true(json_object_get(hello, "suspend"));

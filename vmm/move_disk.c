@@ -46,7 +46,7 @@ json_t *move_shape_to_json(const struct block_image_info *s)
 			 (int)s->refcount_bits);
 }
 
-static int need_u64(json_t *o, const char *key, uint64_t max, uint64_t *out, struct error *err)
+int move_need_u64(json_t *o, const char *key, uint64_t max, uint64_t *out, struct error *err)
 {
 	json_t *v = json_object_get(o, key);
 	if (!json_is_integer(v) || json_integer_value(v) < 0 || (uint64_t)json_integer_value(v) > max)
@@ -68,13 +68,13 @@ int move_shape_parse(json_t *o, struct block_image_info *s, struct error *err)
 	*s = (struct block_image_info){0};
 	if (!format || block_format_parse(format, &s->format))
 		return error_set(err, EPROTO, "hello: no known \"format\"");
-	int rc = need_u64(o, "virtual_bytes", DISK_MAX_BYTES, &s->virtual_bytes, err);
+	int rc = move_need_u64(o, "virtual_bytes", DISK_MAX_BYTES, &s->virtual_bytes, err);
 	if (!rc)
-		rc = need_u64(o, "allocated_bytes", DISK_MAX_BYTES, &s->allocated_bytes, err);
+		rc = move_need_u64(o, "allocated_bytes", DISK_MAX_BYTES, &s->allocated_bytes, err);
 	if (!rc)
-		rc = need_u64(o, "cluster_bytes", CLUSTER_MAX_BYTES, &cluster, err);
+		rc = move_need_u64(o, "cluster_bytes", CLUSTER_MAX_BYTES, &cluster, err);
 	if (!rc && json_object_get(o, "refcount_bits"))
-		rc = need_u64(o, "refcount_bits", REFCOUNT_BITS_MAX, &refcount, err);
+		rc = move_need_u64(o, "refcount_bits", REFCOUNT_BITS_MAX, &refcount, err);
 	if (rc)
 		return rc;
 	if (!s->virtual_bytes || s->virtual_bytes % 512)
@@ -113,7 +113,7 @@ static int parse_reuse(json_t *o, struct move_backing *b, struct error *err)
 		return error_set(err, EPROTO, "hello: \"sha256\" of the backing file is missing");
 	strcpy(b->sha256, hash);
 	snprintf(b->name, sizeof b->name, "%s", name ? name : "");
-	return need_u64(o, "virtual_bytes", DISK_MAX_BYTES, &b->virtual_bytes, err);
+	return move_need_u64(o, "virtual_bytes", DISK_MAX_BYTES, &b->virtual_bytes, err);
 }
 
 int move_backing_parse(json_t *o, enum move_disk_mode mode, struct move_backing *b, struct error *err)

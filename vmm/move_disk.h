@@ -22,6 +22,9 @@ const char *move_disk_mode_name(enum move_disk_mode mode);
 /* -EINVAL for an unknown name; NULL is "file". */
 int move_disk_mode_parse(const char *name, enum move_disk_mode *mode);
 
+/* A number of a hello, from 0 to max; -EPROTO names the key. */
+int move_need_u64(json_t *o, const char *key, uint64_t max, uint64_t *out, struct error *err);
+
 /* {"format", "virtual_bytes", ...}: what block_image_create needs. */
 json_t *move_shape_to_json(const struct block_image_info *shape);
 /* Everything checked, as a peer's word. backing_name stays empty. */

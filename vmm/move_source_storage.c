@@ -343,9 +343,6 @@ void source_storage_stop(struct move *mv)
 	pthread_mutex_lock(&mv->lock);
 	mv->mirrors_on = false;
 	pthread_mutex_unlock(&mv->lock);
-	for (unsigned i = 0; i < mv->vm->def.ndisks; i++) {
-		struct mirror_stats st;
-		mirror_stats(mv->vm->disks[i].mirror, &st);
+	for (unsigned i = 0; i < mv->vm->def.ndisks; i++)
 		mirror_stop(mv->vm->disks[i].mirror);
-	}
 }

@@ -135,35 +135,36 @@ static int parse_streams(const char *arg, json_t *options)
 	return 0;
 }
 
+/* clang-format off */
+const struct option snmigrate_move_options[] = {
+	{"with-storage", no_argument, NULL, 's'},
+	{"json", no_argument, NULL, 'j'},
+	{"plain", no_argument, NULL, 'l'},
+	{"keep-source", no_argument, NULL, 'k'},
+	{"suspend", no_argument, NULL, 'p'},
+	{"no-tls", no_argument, NULL, 'n'},
+	{"max-downtime", required_argument, NULL, 'd'},
+	{"bandwidth", required_argument, NULL, 'b'},
+	{"compress", required_argument, NULL, 'z'},
+	{"streams", required_argument, NULL, 't'},
+	{"receipt", required_argument, NULL, 'r'},
+	{"mirror", required_argument, NULL, 'm'},
+	{"mirror-buffer", required_argument, NULL, 'B'},
+	{"retry-for", required_argument, NULL, 'R'},
+	{"keep-partial", required_argument, NULL, 'P'},
+	{"backing", required_argument, NULL, 'K'},
+	{"to-disk", required_argument, NULL, 'D'},
+	{"control", required_argument, NULL, 'c'},
+	{0}};
+/* clang-format on */
+
 int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 {
-	/* clang-format off */
-	static const struct option known[] = {
-		{"with-storage", no_argument, NULL, 's'},
-		{"json", no_argument, NULL, 'j'},
-		{"plain", no_argument, NULL, 'l'},
-		{"keep-source", no_argument, NULL, 'k'},
-		{"suspend", no_argument, NULL, 'p'},
-		{"no-tls", no_argument, NULL, 'n'},
-		{"max-downtime", required_argument, NULL, 'd'},
-		{"bandwidth", required_argument, NULL, 'b'},
-		{"compress", required_argument, NULL, 'z'},
-		{"streams", required_argument, NULL, 't'},
-		{"receipt", required_argument, NULL, 'r'},
-		{"mirror", required_argument, NULL, 'm'},
-		{"mirror-buffer", required_argument, NULL, 'B'},
-		{"retry-for", required_argument, NULL, 'R'},
-		{"keep-partial", required_argument, NULL, 'P'},
-		{"backing", required_argument, NULL, 'K'},
-		{"to-disk", required_argument, NULL, 'D'},
-		{"control", required_argument, NULL, 'c'},
-		{0}};
-	/* clang-format on */
 	json_t *options = json_object();
 	const char *receipt = NULL;
 	struct follow_how how = {0};
 	int c, status = 0;
-	while (!status && (c = getopt_long(argc, argv, "", known, NULL)) != -1) {
+	while (!status && (c = getopt_long(argc, argv, "", snmigrate_move_options, NULL)) != -1) {
 		switch (c) {
 		case 's':
 			json_object_set_new(options, "with_storage", json_true());

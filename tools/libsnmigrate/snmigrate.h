@@ -2,6 +2,7 @@
 #ifndef TOOLS_SNMIGRATE_H
 #define TOOLS_SNMIGRATE_H
 
+#include <getopt.h>
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -12,6 +13,8 @@ struct snmigrate {
 };
 
 int snmigrate_move(struct snmigrate *s, int argc, char **argv);
+/* Of move, for whoever has to tell an option's argument from the VM; ends with zeroes. */
+extern const struct option snmigrate_move_options[];
 int snmigrate_watch(struct snmigrate *s, int argc, char **argv);
 int snmigrate_tune(struct snmigrate *s, int argc, char **argv);
 int snmigrate_cancel(struct snmigrate *s, int argc, char **argv);
