@@ -92,6 +92,7 @@ static void raw_close(struct block *blk)
 	close(disk->fd);
 	pthread_mutex_destroy(&disk->rmw_lock);
 	pthread_mutex_destroy(&disk->idle_lock);
+	pthread_mutex_destroy(&disk->data_lock);
 	pthread_cond_destroy(&disk->idle_cond);
 	free(disk);
 }
@@ -201,6 +202,7 @@ int raw_open(const char *path, const struct block_open_options *opt, struct bloc
 	atomic_init(&disk->inflight, 0);
 	pthread_mutex_init(&disk->rmw_lock, NULL);
 	pthread_mutex_init(&disk->idle_lock, NULL);
+	pthread_mutex_init(&disk->data_lock, NULL);
 	pthread_cond_init(&disk->idle_cond, NULL);
 
 	const char *no_ring = getenv("SNM_NO_IO_URING");

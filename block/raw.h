@@ -35,6 +35,10 @@ struct raw_disk {
 	pthread_mutex_t rmw_lock;
 	struct raw_pool *pool;
 	struct raw_uring *ring; /* NULL: the pool does everything */
+	/* The stretch of data that was found last: to find its end again may cost a walk of the file's pages
+	 * (tmpfs) or its transaction's commit (ZFS). At worst it is stale, and a hole is read as data. */
+	pthread_mutex_t data_lock;
+	uint64_t data_at, data_end;
 	atomic_uint inflight;
 	pthread_mutex_t idle_lock;
 	pthread_cond_t idle_cond;

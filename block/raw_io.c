@@ -309,6 +309,20 @@ static int zero_by_kernel(struct raw_disk *disk, uint64_t offset, uint64_t len, 
 	return rc;
 }
 
+static void remember_data(struct raw_disk *disk, uint64_t at, uint64_t end)
+{
+	SCOPE_LOCK(&disk->data_lock);
+	disk->data_at = at;
+	disk->data_end = end;
+}
+
+/* The end of the data that is known to be at pos; 0: none is. */
+static uint64_t known_data_end(struct raw_disk *disk, uint64_t pos)
+{
+	SCOPE_LOCK(&disk->data_lock);
+	return pos >= disk->data_at && pos < disk->data_end ? disk->data_end : 0;
+}
+
 static int run_zeroes(struct raw_disk *disk, const struct block_request *req)
 {
 	bool unmap = req->op == BLOCK_DISCARD || (req->flags & BLOCK_REQ_MAY_UNMAP);
@@ -327,6 +341,7 @@ static int run_zeroes(struct raw_disk *disk, const struct block_request *req)
 	} else {
 		rc = zero_by_writing(disk, offset, end - offset);
 	}
+	remember_data(disk, 0, 0);
 	if (rc == 0 && (req->flags & BLOCK_REQ_FUA))
 		rc = raw_flush_sync(disk);
 	return rc;
@@ -397,6 +412,13 @@ int raw_extents(struct block *blk, uint64_t offset_bytes, uint64_t len_bytes, st
 		return 0;
 	}
 	while (pos < end && count < *n) {
+		uint64_t data_end = known_data_end(disk, pos);
+		if (data_end) {
+			data_end = data_end < end ? data_end : end;
+			ext[count++] = (struct block_extent){.len_bytes = data_end - pos};
+			pos = data_end;
+			continue;
+		}
 		/* lseek moves a file position that nobody uses: all transfers name their offset. */
 		off_t data = lseek(disk->fd, (off_t)pos, SEEK_DATA);
 		uint64_t data_at;
@@ -419,6 +441,7 @@ int raw_extents(struct block *blk, uint64_t offset_bytes, uint64_t len_bytes, st
 		}
 		off_t hole = lseek(disk->fd, (off_t)pos, SEEK_HOLE);
 		uint64_t hole_at = hole > (off_t)pos ? (uint64_t)hole : end;
+		remember_data(disk, pos, hole_at);
 		if (hole_at > end)
 			hole_at = end;
 		ext[count++] = (struct block_extent){.len_bytes = hole_at - pos};

@@ -11,6 +11,7 @@
  */
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,6 +20,7 @@
 #include "base/clock.h"
 #include "base/cond.h"
 #include "base/fault.h"
+#include "base/huge.h"
 #include "base/log.h"
 #include "mirror/mirror_impl.h"
 
@@ -542,8 +544,29 @@ static void wait_for_work(struct session *s, uint64_t bandwidth_ns)
 static void run_pass(struct session *s)
 {
 	struct mirror *m = s->m;
+	bool waited = false;
+	uint64_t t0 = clock_now_ns(), aw = 0, al = 0, ar = 0, aa = 0, aq = 0, tt = 0, tw = 0;
+	bool done = false;
 	while (!quit(s)) {
 		uint64_t wait_ns = 0;
+		uint64_t t1 = clock_now_ns(), dt = t1 - t0;
+		if (!done) {
+			aw += dt * s->writing;
+			al += dt * s->limit;
+			ar += dt * s->reading;
+			aa += dt * s->active;
+			unsigned nq = 0;
+			for (struct copy_job *j = s->queued.first; j; j = j->next)
+				nq++;
+			aq += dt * nq;
+			tt += dt;
+			if (waited)
+				tw += dt;
+			if (s->announced)
+				done = true;
+		}
+		waited = false;
+		t0 = t1;
 		struct copy_job *job = queue_pop(&s->events);
 		if (job) {
 			enum copy_state state = job->state;
@@ -563,9 +586,14 @@ static void run_pass(struct session *s)
 			}
 			if (finished)
 				announce(s);
+			waited = true;
 			wait_for_work(s, wait_ns);
 		}
 	}
+	fprintf(stderr,
+		"STAT writing %.1f limit %.1f reading %.1f active %.1f queued %.1f waited %.2f of %.2f\n",
+		(double)aw / tt, (double)al / tt, (double)ar / tt, (double)aa / tt, (double)aq / tt, tw / 1e9,
+		tt / 1e9);
 }
 
 static void *copy_main(void *arg)
@@ -599,13 +627,12 @@ int copy_create(struct session *s, unsigned requests, struct error *err)
 	s->limit = 1;
 	cond_init_monotonic(&s->copy_wake);
 	s->jobs = calloc(requests, sizeof *s->jobs);
-	if (!s->jobs)
+	s->copy_buffers_bytes = (size_t)requests * s->piece_bytes;
+	s->copy_buffers = huge_alloc(s->copy_buffers_bytes);
+	if (!s->jobs || !s->copy_buffers)
 		return error_errno(err, ENOMEM, "%s: mirror", s->m->top.label);
 	for (s->njobs = 0; s->njobs < requests; s->njobs++) {
-		void *mem = NULL;
-		if (posix_memalign(&mem, 4096, s->piece_bytes))
-			return error_errno(err, ENOMEM, "%s: mirror", s->m->top.label);
-		s->jobs[s->njobs].buf = mem;
+		s->jobs[s->njobs].buf = s->copy_buffers + (size_t)s->njobs * s->piece_bytes;
 		s->jobs[s->njobs].session = s;
 	}
 	sigset_t all, old;
@@ -620,8 +647,7 @@ int copy_create(struct session *s, unsigned requests, struct error *err)
 
 void copy_free(struct session *s)
 {
-	for (unsigned i = 0; i < s->njobs; i++)
-		free(s->jobs[i].buf);
+	huge_free(s->copy_buffers, s->copy_buffers_bytes);
 	free(s->jobs);
 	pthread_cond_destroy(&s->copy_wake);
 }

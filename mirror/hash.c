@@ -4,11 +4,11 @@
  * is allocated is not read, and of one that is partly so, only what is.
  */
 #include <errno.h>
-#include <stdlib.h>
 #define XXH_STATIC_LINKING_ONLY /* the state's size */
 #include <xxhash.h>
 
 #include "base/cleanup.h"
+#include "base/huge.h"
 #include "mirror/proof.h"
 
 #define HASH_READS	 8
@@ -46,6 +46,7 @@ struct hash_job {
 	struct hash_slot *read; /* answered */
 	struct hash_slot slots[HASH_READS];
 	unsigned active;
+	uint8_t *buffers; /* one a slot */
 	/* extents from `known_at` on, asked for many chunks at a time */
 	struct block_extent extents[HASH_EXTENTS];
 	unsigned nextents, extent;
@@ -250,15 +251,19 @@ static int run(struct hash_job *job, unsigned n)
 	}
 }
 
+static size_t buffer_bytes(const struct hash_job *job)
+{
+	return ((size_t)job->piece_bytes + 4095) / 4096 * 4096;
+}
+
 static int prepare(struct hash_job *job)
 {
+	job->buffers = huge_alloc(HASH_READS * buffer_bytes(job));
+	if (!job->buffers)
+		return error_errno(job->err, errno, "%s: hashes", job->blk->label);
 	for (unsigned i = 0; i < HASH_READS; i++) {
-		struct hash_slot *slot = &job->slots[i];
-		void *mem = NULL;
-		slot->job = job;
-		if (posix_memalign(&mem, 4096, job->piece_bytes))
-			return error_errno(job->err, ENOMEM, "%s: hashes", job->blk->label);
-		slot->buf = mem;
+		job->slots[i].job = job;
+		job->slots[i].buf = job->buffers + i * buffer_bytes(job);
 	}
 	return 0;
 }
@@ -288,8 +293,7 @@ int mirror_hash_block(struct block *blk, uint32_t chunk_bytes, uint64_t seed, ui
 	int rc = prepare(&job);
 	if (!rc)
 		rc = run(&job, n);
-	for (unsigned i = 0; i < HASH_READS; i++)
-		free(job.slots[i].buf);
+	huge_free(job.buffers, HASH_READS * buffer_bytes(&job));
 	pthread_cond_destroy(&job.wake);
 	pthread_mutex_destroy(&job.lock);
 	return rc;

@@ -39,7 +39,7 @@ struct mirror_options {
 	bool keep_map; /* go on after a failure with a new connection to the same remote: synced chunks stay
 			  synced */
 	uint32_t chunk_bytes;	     /* power of two; 0 = 256 KiB, or more where that were over 2^20 chunks */
-	unsigned requests_in_flight; /* 0 = default 16 */
+	unsigned requests_in_flight; /* 0 = default 32 */
 	/*
 	 * 0 = default 50: then a silent remote makes the chunk unsynced and ends the session. Silent: its
 	 * oldest unanswered request is the oldest for that long while a guest's write waits for as long; a

@@ -48,7 +48,7 @@
 /* Of a buffer, what is on its way at a time: the copy's pieces get their share of a link that a guest fills.
  */
 #define MIRROR_WINDOW_SHARE	 8
-#define MIRROR_REQUESTS_DEFAULT	 16
+#define MIRROR_REQUESTS_DEFAULT	 32
 #define MIRROR_REQUESTS_MAX	 128
 #define MIRROR_GRACE_DEFAULT_MS	 50
 #define MIRROR_FLUSH_GRACES	 20
@@ -256,6 +256,8 @@ struct session {
 	pthread_t copy_thread;
 	pthread_cond_t copy_wake;
 	struct copy_job *jobs;
+	uint8_t *copy_buffers; /* a piece for each job */
+	size_t copy_buffers_bytes;
 	unsigned njobs, active, reading, writing;
 	unsigned limit, good, bad; /* window; replies in a row that say so */
 	uint64_t guest_ns;	   /* when the guest changed its disk last */

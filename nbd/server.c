@@ -102,7 +102,7 @@ static void *connection_main(void *arg)
 	/* Off the list, so that nobody shuts down what is being freed; still counted, so that stop waits. */
 	conn_shutdown(nc->conn);
 	conn_close(nc->conn);
-	nbd_buffers_trim(nc, 0); /* no other thread is left */
+	nbd_buffers_free(nc); /* no other thread is left */
 	pthread_mutex_destroy(&nc->lock);
 	pthread_cond_destroy(&nc->changed);
 	pthread_cond_destroy(&nc->room);

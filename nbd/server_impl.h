@@ -75,11 +75,12 @@ struct nbd_connection {
 	struct nbd_reply *replies, **replies_tail;
 	bool sending; /* somebody is */
 	size_t flight_bytes;
-	uint8_t *kept[NBD_KEPT_BUFFERS];
-	unsigned nkept;
-	unsigned in_block; /* requests that the block has */
-	bool reader_done;  /* no request will come any more */
-	bool dead;	   /* sending failed: replies are dropped */
+	uint8_t *slab;	       /* of NBD_KEPT_BUFFERS; NULL before the first that is used */
+	uint32_t slab_used;    /* a bit for each buffer */
+	unsigned slab_touched; /* so many were used since the slab was empty */
+	unsigned in_block;     /* requests that the block has */
+	bool reader_done;      /* no request will come any more */
+	bool dead;	       /* sending failed: replies are dropped */
 };
 
 /* 1: transmission begins. 0: the client left in good order. Negative errno: it did not. */
@@ -100,8 +101,9 @@ size_t nbd_buffer_bytes(size_t len_bytes);
 uint8_t *nbd_buffer_take(struct nbd_connection *nc, size_t len_bytes);
 /* Gives one back, taken for the same length; NULL is fine. */
 void nbd_buffer_give(struct nbd_connection *nc, uint8_t *buf, size_t len_bytes);
-/* nc->lock held. Frees buffers that wait for a request until they take keep_bytes at most. */
+/* nc->lock held. Gives up the pages of what waits for a request, if that is more than keep_bytes. */
 void nbd_buffers_trim(struct nbd_connection *nc, size_t keep_bytes);
+void nbd_buffers_free(struct nbd_connection *nc);
 
 /* Waits for room in the budget. NULL: no memory. */
 struct nbd_reply *nbd_reply_create(struct nbd_connection *nc, const struct nbd_request *req);

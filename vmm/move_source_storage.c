@@ -23,7 +23,7 @@
  * is long, few disks are moved at a time. */
 #define COPY_PIECES	  64
 #define COPY_PIECES_LEAST 2
-#define COPY_PIECES_MOST  16
+#define COPY_PIECES_MOST  32
 /* After so long without an answer it was the link that was gone, not a busy host. */
 #define BUSY_MOST_MS 3000
 #define DIAL_TRIES   4

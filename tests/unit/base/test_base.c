@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/fault.h"
+#include "base/huge.h"
 #include "base/rate_limit.h"
 
 START_TEST(an_error_grows_its_context_on_the_way_up)
@@ -170,6 +171,23 @@ START_TEST(cleanup_closes_and_steals)
 }
 END_TEST
 
+START_TEST(huge_memory_is_aligned_zeroed_and_writable)
+{
+	const size_t sizes[] = {1, 4096, (size_t)2 << 20, ((size_t)2 << 20) + 1, (size_t)8 << 20};
+	for (size_t i = 0; i < ARRAY_SIZE(sizes); i++) {
+		uint8_t *p = huge_alloc(sizes[i]);
+		ck_assert_ptr_nonnull(p);
+		ck_assert_uint_eq((uintptr_t)p % (2 << 20), 0);
+		ck_assert(bytes_all_zero(p, sizes[i]));
+		memset(p, 0xa5, sizes[i]);
+		huge_discard(p, sizes[i]);
+		ck_assert(bytes_all_zero(p, sizes[i]));
+		huge_free(p, sizes[i]);
+	}
+	huge_free(NULL, 1);
+}
+END_TEST
+
 START_TEST(a_rate_limit_holds_the_average_and_changes_at_once)
 {
 	struct rate_limit rl;
@@ -221,6 +239,7 @@ int main(void)
 	tcase_add_test(tc, bytes_and_ranges);
 	tcase_add_test(tc, fault_points);
 	tcase_add_test(tc, cleanup_closes_and_steals);
+	tcase_add_test(tc, huge_memory_is_aligned_zeroed_and_writable);
 	tcase_add_test(tc, a_rate_limit_holds_the_average_and_changes_at_once);
 	suite_add_tcase(s, tc);
 	SRunner *sr = srunner_create(s);
