@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/rate_limit.h"
+#include "memxfer/pace.h"
 #include "net/conn.h"
 
 #define MEM_PAGE_BYTES	 4096u
@@ -45,6 +46,13 @@ struct dirty_source {
 	int (*stop)(void *opaque);
 };
 
+/* Slows the guest down. Called by the thread that runs the rounds. */
+struct guest_brake {
+	void *opaque;
+	/* 1: as fast as it goes. Not below 1 - slow_max_percent / 100. */
+	void (*set_speed)(void *opaque, double speed);
+};
+
 struct mem_sender_options {
 	struct mem_space space;
 	struct dirty_source dirty;
@@ -53,10 +61,14 @@ struct mem_sender_options {
 	enum mem_compress compress;
 	int zstd_level; /* unless off; negative = --fast, not 0 */
 	unsigned downtime_target_ms;
-	unsigned max_rounds;  /* then stop-and-copy anyway; 0 = none */
+	unsigned max_rounds;  /* then no more, whatever remains; 0 = none */
 	unsigned max_time_ms; /* likewise; looked at between rounds, as a broken-off round would be paid with
 			       * downtime */
-	unsigned timeout_ms;  /* silence on a stream that ends the migration */
+	struct guest_brake brake;  /* needed if slow_max_percent is not 0 */
+	unsigned slow_max_percent; /* memxfer/pace.h, like shrink */
+	double shrink;		   /* 0 = 1 */
+	struct mem_pause_costs pause;
+	unsigned timeout_ms; /* silence on a stream that ends the migration */
 	struct rate_limit
 		*bandwidth; /* NULL: none. Of the rounds, not of the last one, for which the guest waits */
 	uint64_t epoch;
@@ -71,18 +83,22 @@ struct mem_stats { /* snapshot; any thread */
 	uint64_t unchanged_pages; /* dirtied, but as the destination has them: not sent */
 	uint64_t wire_bytes;
 	uint64_t rate_bytes_per_s, dirty_bytes_per_s;
-	uint64_t predicted_downtime_us;
-	uint64_t final_collect_us; /* of mem_sender_finish: the last look at the dirty log */
+	uint64_t predicted_downtime_us; /* after the last round */
+	uint64_t final_collect_us;	/* of mem_sender_finish: the last look at the dirty log */
 };
 
 struct mem_sender;
 int mem_sender_create(const struct mem_sender_options *opt, struct mem_sender **out, struct error *err);
-/* Runs pre-copy rounds until what remains fits the downtime target at the measured rate, or a limit is hit;
- * *limit_hit tells. Returns -ECANCELED after mem_sender_cancel. Tracking stays on. Blocking. May be called
- * again when the pause that followed came to nothing. */
+/* Runs pre-copy rounds until the predicted downtime fits its target, or a limit is hit; *limit_hit tells. The
+ * guest may have been slowed, and still is when this returns, also with an error: the caller gives it its
+ * speed back. Returns -ECANCELED after mem_sender_cancel. Tracking stays on. Blocking. May be called again
+ * when the pause that followed came to nothing. */
 int mem_sender_precopy(struct mem_sender *s, bool *limit_hit, struct error *err);
-/* One round more after mem_sender_precopy, whatever remains then: for what was written during other work. */
-int mem_sender_catch_up(struct mem_sender *s, struct error *err);
+/* At least one round more after mem_sender_precopy, within its limits: for what was written during other
+ * work. */
+int mem_sender_catch_up(struct mem_sender *s, bool *limit_hit, struct error *err);
+/* Between rounds: what a pause is found to cost now. */
+void mem_sender_pause_costs(struct mem_sender *s, const struct mem_pause_costs *costs);
 /* Guest paused, devices drained, state saved: sends what is dirty, spread over all streams, ends each stream
  * with a barrier frame that carries page counts, and waits until the receiver acknowledged every stream (one
  * byte frame back). */

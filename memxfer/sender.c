@@ -11,8 +11,6 @@
 #include "memxfer/holes.h"
 #include "memxfer/sender_impl.h"
 
-/* What the last round costs besides its data: waking threads, the barrier, the end. */
-#define FINAL_FIXED_US 500
 /* A round with fewer pages says nothing about the rate. */
 #define RATE_SAMPLE_PAGES 256
 /* Bytes of history that the rate's average holds. */
@@ -26,6 +24,9 @@ static bool valid(const struct mem_sender_options *o, struct error *err)
 			  MEM_STREAMS_MAX);
 	else if (!o->space.npages || !o->space.base || o->space.fd < 0)
 		error_set(err, EINVAL, "memory transfer: no guest memory");
+	else if (o->slow_max_percent > 99 || (o->slow_max_percent && !o->brake.set_speed))
+		error_set(err, EINVAL, "memory transfer: the guest cannot be slowed by %u %%",
+			  o->slow_max_percent);
 	else if (o->compress != MEM_COMPRESS_OFF &&
 		 (!o->zstd_level || o->zstd_level > ZSTD_maxCLevel() || o->zstd_level < ZSTD_minCLevel()))
 		error_set(err, EINVAL, "memory transfer: compression level %d is not between %d and %d, or 0",
@@ -49,6 +50,13 @@ int mem_sender_create(const struct mem_sender_options *opt, struct mem_sender **
 	s->opt = *opt;
 	memcpy(s->streams, opt->streams, opt->nstreams * sizeof *opt->streams);
 	s->opt.streams = s->streams;
+	mem_pace_init(&s->pace, &(struct mem_pace_options){
+					.budget_us = opt->downtime_target_ms * UINT64_C(1000),
+					.max_rounds = opt->max_rounds,
+					.max_time_ms = opt->max_time_ms,
+					.slow_max_percent = opt->slow_max_percent,
+					.shrink = opt->shrink > 0 ? opt->shrink : 1,
+				});
 	pthread_mutex_init(&s->lock, NULL);
 	cond_init_monotonic(&s->work);
 	cond_init_monotonic(&s->changed);
@@ -148,17 +156,6 @@ static int collect(struct mem_sender *s, uint64_t *npages, struct error *err)
 	return 0;
 }
 
-static uint64_t predict_us(const struct mem_sender *s, uint64_t npages)
-{
-	double data_us = npages ? 1e18 : 0; /* nothing measured: for ever */
-
-	if (npages && s->rate > 0)
-		data_us = (double)npages * MEM_PAGE_BYTES / s->rate * 1e6;
-	if (data_us > 1e12)
-		data_us = 1e12;
-	return (uint64_t)data_us + (s->collect_ns + s->round_trip_ns) / 1000 + FINAL_FIXED_US;
-}
-
 static void set_remaining(struct mem_sender *s, uint64_t npages)
 {
 	atomic_store(&s->round_pages, npages);
@@ -183,70 +180,119 @@ static int begin(struct mem_sender *s, struct error *err)
 	return 0;
 }
 
-static int precopy(struct mem_sender *s, unsigned max_rounds, bool *limit_hit, struct error *err)
+static uint64_t since_ms(uint64_t then_ns, uint64_t now_ns)
 {
-	uint64_t last_collect_ns;
+	return (now_ns - then_ns) / 1000000;
+}
+
+/* What the dirty log has become since it was looked at last, at then_ns. */
+static void measure_dirty_rate(struct mem_sender *s, uint64_t npages, uint64_t then_ns, uint64_t now_ns)
+{
+	uint64_t rate = (uint64_t)((double)npages * MEM_PAGE_BYTES * 1e9 / (double)(now_ns - then_ns + 1));
+	uint64_t before = atomic_load(&s->dirty_rate);
+
+	atomic_store(&s->dirty_rate, atomic_load(&s->round) == 1 ? rate : (before + rate) / 2);
+}
+
+/* The round that began at `began_ns` with so many dirty pages left `dirty` of them. */
+static enum mem_pace_verdict judge(struct mem_sender *s, uint64_t began_ns, uint64_t now_ns, uint64_t began,
+				   uint64_t dirty)
+{
+	struct mem_prediction p = {
+		.dirty_bytes = dirty * MEM_PAGE_BYTES,
+		.dirty_bytes_per_s = (double)atomic_load(&s->dirty_rate),
+		.rate_bytes_per_s = s->rate,
+		.collect_us = s->collect_ns / 1000,
+		.round_trip_us = s->round_trip_ns / 1000,
+		.pause = s->opt.pause,
+	};
+	struct mem_pace_round r = {
+		.rounds = atomic_load(&s->round) - s->rounds_before,
+		.elapsed_ms = since_ms(s->started_ns, now_ns),
+		.ns = now_ns - began_ns,
+		.began_bytes = began * MEM_PAGE_BYTES,
+		.left_bytes = p.dirty_bytes,
+		.rate_bytes_per_s = s->rate,
+	};
+	double speed = s->pace.speed;
+
+	r.predicted_us = mem_predict_us(&p, &r.fixed_us);
+	atomic_store(&s->predicted_us, r.predicted_us);
+	enum mem_pace_verdict verdict = mem_pace_next(&s->pace, &r);
+	if (s->pace.speed < speed || s->pace.speed > speed)
+		s->opt.brake.set_speed(s->opt.brake.opaque, s->pace.speed);
+	log_debug("memory round %u: %llu ms, %llu pages became %llu, downtime of %llu us, speed %.2f",
+		  atomic_load(&s->round), (unsigned long long)(r.ns / 1000000), (unsigned long long)began,
+		  (unsigned long long)dirty, (unsigned long long)r.predicted_us, s->pace.speed);
+	return verdict;
+}
+
+static int one_round(struct mem_sender *s, uint64_t *collected_ns, enum mem_pace_verdict *verdict,
+		     struct error *err)
+{
+	uint64_t data = atomic_load(&s->counters.data_pages), zero = atomic_load(&s->counters.zero_pages);
+	uint64_t began = atomic_load(&s->round_pages), before = clock_now_ns(), dirty;
+	int ret = run_job(s, JOB_ROUND, err);
+	uint64_t now = clock_now_ns();
+
+	if (ret < 0)
+		return ret;
+	data = atomic_load(&s->counters.data_pages) - data;
+	zero = atomic_load(&s->counters.zero_pages) - zero;
+	measure_rate(s, data, data + zero, now - before);
+	ret = collect(s, &dirty, err);
+	if (ret < 0)
+		return ret;
+	measure_dirty_rate(s, dirty, *collected_ns, now);
+	*collected_ns = now;
+	set_remaining(s, dirty);
+	*verdict = judge(s, before, now, began, dirty);
+	return 0;
+}
+
+/* once: there are to be no more rounds than this one. */
+static int precopy(struct mem_sender *s, bool once, bool *limit_hit, struct error *err)
+{
+	enum mem_pace_verdict verdict = MEM_PACE_ON;
+	uint64_t collected_ns, since;
 	int ret = failure(s, err);
 
 	*limit_hit = false;
 	/* Again after a pause that came to nothing: what was written since joins what remained. */
-	uint64_t since = 0;
-	if (ret == 0)
-		ret = s->tracking ? collect(s, &since, err) : begin(s, err);
-	if (ret < 0)
-		return ret;
-	last_collect_ns = clock_now_ns();
-	unsigned done = atomic_load(&s->round);
-	for (unsigned round = done + 1;; round++) {
-		uint64_t data = atomic_load(&s->counters.data_pages),
-			 zero = atomic_load(&s->counters.zero_pages);
-		uint64_t before = clock_now_ns(), now, dirty, predicted;
-		double rate;
-
-		atomic_store(&s->round, round);
-		ret = run_job(s, JOB_ROUND, err);
-		if (ret < 0)
-			return ret;
-		now = clock_now_ns();
-		data = atomic_load(&s->counters.data_pages) - data;
-		zero = atomic_load(&s->counters.zero_pages) - zero;
-		measure_rate(s, data, data + zero, now - before);
-		ret = collect(s, &dirty, err);
-		if (ret < 0)
-			return ret;
-		rate = (double)dirty * MEM_PAGE_BYTES * 1e9 / (double)(now - last_collect_ns + 1);
-		atomic_store(&s->dirty_rate, round == 1 ? (uint64_t)rate
-							: (atomic_load(&s->dirty_rate) + (uint64_t)rate) / 2);
-		last_collect_ns = now;
-		set_remaining(s, dirty);
-		predicted = predict_us(s, dirty);
-		atomic_store(&s->predicted_us, predicted);
-		log_debug("memory round %u: %llu data and %llu zero pages in %llu ms, then %llu dirty, "
-			  "downtime "
-			  "of %llu us",
-			  round, (unsigned long long)data, (unsigned long long)zero,
-			  (unsigned long long)(now - before) / 1000000, (unsigned long long)dirty,
-			  (unsigned long long)predicted);
-		if (predicted <= (uint64_t)s->opt.downtime_target_ms * 1000)
-			return 0;
-		if ((max_rounds && round - done >= max_rounds) ||
-		    (s->opt.max_time_ms && (now - s->started_ns) / 1000000 >= s->opt.max_time_ms)) {
-			*limit_hit = true;
-			return 0;
-		}
+	if (ret == 0 && s->tracking) {
+		ret = collect(s, &since, err);
+		if (ret == 0)
+			set_remaining(s, since);
+	} else if (ret == 0) {
+		ret = begin(s, err);
 	}
+	mem_pace_again(&s->pace);
+	if (s->pace.speed < 1)
+		s->opt.brake.set_speed(s->opt.brake.opaque, s->pace.speed);
+	for (collected_ns = clock_now_ns(); ret == 0 && verdict == MEM_PACE_ON;) {
+		atomic_fetch_add(&s->round, 1);
+		ret = one_round(s, &collected_ns, &verdict, err);
+		if (once && verdict == MEM_PACE_ON)
+			verdict = MEM_PACE_OVER;
+	}
+	*limit_hit = s->limit_hit = verdict == MEM_PACE_OVER;
+	return ret;
 }
 
 int mem_sender_precopy(struct mem_sender *s, bool *limit_hit, struct error *err)
 {
-	return precopy(s, s->opt.max_rounds, limit_hit, err);
+	s->rounds_before = atomic_load(&s->round);
+	return precopy(s, false, limit_hit, err);
 }
 
-int mem_sender_catch_up(struct mem_sender *s, struct error *err)
+int mem_sender_catch_up(struct mem_sender *s, bool *limit_hit, struct error *err)
 {
-	bool limit_hit;
+	return precopy(s, s->limit_hit, limit_hit, err);
+}
 
-	return precopy(s, 1, &limit_hit, err);
+void mem_sender_pause_costs(struct mem_sender *s, const struct mem_pause_costs *costs)
+{
+	s->opt.pause = *costs;
 }
 
 /* Splits the dirty pages evenly among the streams, at words of the bitmap. */

@@ -40,6 +40,9 @@ struct mem_sender {
 	double rate; /* data bytes a second, end to end */
 	double rate_weight;
 	uint64_t collect_ns, round_trip_ns;
+	struct mem_pace pace;
+	unsigned rounds_before; /* the pre-copy that is under way began */
+	bool limit_hit;		/* by it */
 
 	atomic_bool stop;
 	_Atomic uint64_t total_pages, round_pages, dirty_rate, predicted_us, sent_before, final_collect_us;

@@ -175,8 +175,9 @@ int source_handover(struct move *mv, struct error *err)
 			rc = source_phase_with_peer(mv, "prepare", err);
 		/* Both hosts' disks were busy since the last round; what the guest has written meanwhile goes
 		 * while it runs. */
+		bool limit_hit;
 		if (!rc)
-			rc = mem_sender_catch_up(mv->sender, err);
+			rc = mem_sender_catch_up(mv->sender, &limit_hit, err);
 		mv->handover_begun |= !rc;
 		if (rc)
 			return rc;

@@ -243,7 +243,7 @@ START_TEST(test_unchanged_pages_are_not_sent_again)
 			bitmap_set_atomic(t.log.bits, p);
 		}
 		if (i + 1 < sizeof rounds / sizeof rounds[0])
-			ck_assert_int_eq(mem_sender_catch_up(t.sender, &t.err), 0);
+			ck_assert_int_eq(mem_sender_catch_up(t.sender, &limit, &t.err), 0);
 		else
 			transfer_finish(&t); /* where another stream may have the page */
 		mem_sender_stats(t.sender, &st);
@@ -588,6 +588,55 @@ START_TEST(test_prefault_and_populated_regions)
 }
 END_TEST
 
+/* What the sender's brake was told. */
+struct brake {
+	double last, lowest;
+	unsigned calls;
+};
+
+static void brake_set(void *opaque, double speed)
+{
+	struct brake *b = opaque;
+
+	b->last = speed;
+	b->lowest = speed < b->lowest ? speed : b->lowest;
+	b->calls++;
+}
+
+/* As much is dirty after each round as before it. */
+START_TEST(test_guest_that_outruns_the_link_is_slowed)
+{
+	struct transfer t = {.nstreams = 2};
+	struct brake b = {.last = 1, .lowest = 1};
+	struct mem_stats st;
+	bool limit;
+
+	transfer_open(&t, 2 * PAGES_PER_REGION);
+	t.log.always_dirty = 2 * PAGES_PER_REGION;
+	t.so.downtime_target_ms = 1;
+	t.so.pause = (struct mem_pause_costs){.lead_us = 1000000}; /* nothing fits */
+	t.so.max_rounds = 6;
+	t.so.slow_max_percent = 90;
+	t.so.shrink = 0.5;
+	t.so.brake = (struct guest_brake){&b, brake_set};
+	transfer_start(&t);
+	ck_assert_int_eq(mem_sender_precopy(t.sender, &limit, &t.err), 0);
+	ck_assert(limit);
+	ck_assert(b.calls >= 2 && b.lowest < 0.3 && b.lowest >= 0.1 - 1e-9);
+	mem_sender_stats(t.sender, &st);
+	ck_assert_uint_eq(st.round, 6);
+	ck_assert_uint_gt(st.predicted_downtime_us, 1000);
+	/* after that one round, and as slow as before */
+	brake_set(&b, 1);
+	ck_assert_int_eq(mem_sender_catch_up(t.sender, &limit, &t.err), 0);
+	ck_assert(limit && b.last < 0.3);
+	mem_sender_stats(t.sender, &st);
+	ck_assert_uint_eq(st.round, 7);
+	transfer_finish(&t);
+	transfer_close(&t);
+}
+END_TEST
+
 START_TEST(test_options_are_checked)
 {
 	struct transfer t = {.nstreams = 1};
@@ -601,6 +650,9 @@ START_TEST(test_options_are_checked)
 	t.so.zstd_level = 1000;
 	ck_assert_int_eq(mem_sender_create(&t.so, &t.sender, &t.err), -EINVAL);
 	t.so.zstd_level = 0;
+	ck_assert_int_eq(mem_sender_create(&t.so, &t.sender, &t.err), -EINVAL);
+	t.so.zstd_level = 1;
+	t.so.slow_max_percent = 50; /* without a brake */
 	ck_assert_int_eq(mem_sender_create(&t.so, &t.sender, &t.err), -EINVAL);
 	t.ro.space.npages = 1000000;
 	ck_assert_int_eq(mem_receiver_start(&t.ro, &t.receiver, &t.err), -EINVAL);
@@ -633,6 +685,7 @@ int main(void)
 	tcase_add_loop_test(tc, test_corruption_on_the_wire, 0, 5);
 	tcase_add_test(tc, test_stats_while_running);
 	tcase_add_test(tc, test_prefault_and_populated_regions);
+	tcase_add_test(tc, test_guest_that_outruns_the_link_is_slowed);
 	tcase_add_test(tc, test_options_are_checked);
 	suite_add_tcase(suite, tc);
 	runner = srunner_create(suite);
