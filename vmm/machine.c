@@ -46,12 +46,16 @@ int machine_add_device(struct machine *m, const struct device_ops *ops, void *de
 
 static void vcpus_stop(struct machine *m)
 {
+	uint64_t begin = clock_now_us();
 	SCOPE_LOCK(&m->lock);
+	bool ran = m->allowed;
 	m->want_run = false;
 	vcpus_update_allowed(m);
 	vcpus_kick(m);
 	while (m->running)
 		pthread_cond_wait(&m->parked, &m->lock);
+	if (ran)
+		m->costs.stop_us = clock_now_us() - begin;
 }
 
 static void vcpus_go(struct machine *m)
@@ -151,7 +155,21 @@ int machine_drain(struct machine *m, unsigned timeout_ms, struct error *err)
 	SCOPE_LOCK(&m->control);
 	if (machine_is_running(m))
 		return error_set(err, EBUSY, "the machine is running");
-	return devices_drain(m, timeout_ms, err);
+	uint64_t begin = clock_now_us();
+	int ret = devices_drain(m, timeout_ms, err);
+	m->costs.drain_us = clock_now_us() - begin;
+	return ret;
+}
+
+void machine_pause_costs(struct machine *m, struct mem_pause_costs *out)
+{
+	SCOPE_LOCK(&m->control);
+	uint64_t lead = out->lead_us;
+	*out = m->costs;
+	out->lead_us = lead;
+	/* A machine that did not arrive by a move has loaded nothing yet; what it saves is as much. */
+	if (!out->load_us)
+		out->load_us = out->state_us;
 }
 
 bool machine_is_running(const struct machine *m)
@@ -333,6 +351,7 @@ int machine_save(struct machine *m, struct state_writer *w, struct error *err)
 		if (m->running || m->want_run)
 			return error_set(err, EBUSY, "machine state: the vCPUs are running");
 	}
+	uint64_t begin = clock_now_us();
 	save_self(m, w);
 	int ret = vcpus_save(m, w, err);
 	if (!ret)
@@ -342,6 +361,7 @@ int machine_save(struct machine *m, struct state_writer *w, struct error *err)
 	for (unsigned i = 0; i < m->ndevices && !ret; i++)
 		if (m->devices[i].ops->save)
 			ret = m->devices[i].ops->save(m->devices[i].dev, w, err);
+	m->costs.state_us = clock_now_us() - begin;
 	return ret ? error_prefix(err, "machine state") : 0;
 }
 
@@ -388,7 +408,9 @@ int machine_load(struct machine *m, const void *buf, size_t len, struct error *e
 	int ret = state_reader_open(buf, len, &r, err);
 	if (ret)
 		return ret;
+	uint64_t begin = clock_now_us();
 	ret = load_all(m, r, err);
+	m->costs.load_us = clock_now_us() - begin;
 	state_reader_free(r);
 	if (ret)
 		return error_prefix(err, "loading the machine's state");
@@ -494,10 +516,12 @@ static int keep_power_on_state(struct machine *m, struct error *err)
 	int ret = 0;
 	const uint8_t *buf;
 	size_t len;
+	uint64_t begin = clock_now_us();
 	for (unsigned i = 0; i < m->ncpus && !ret; i++)
 		ret = vcpu_save(&m->vcpus[i], w, err);
 	if (!ret)
 		ret = kvm_irqchip_save(m, w, err);
+	m->costs.state_us = clock_now_us() - begin;
 	if (!ret)
 		ret = state_writer_finish(w, &buf, &len, err);
 	if (!ret) {
@@ -570,6 +594,7 @@ int machine_create(const struct machine_config *cfg, struct machine **out, struc
 	m->boot.kernel_fd = m->boot.initrd_fd = -1;
 	for (unsigned i = 0; i < MACHINE_CPUS_MAX; i++)
 		m->vcpus[i].fd = -1;
+	throttle_init(m);
 	pthread_mutex_init(&m->control, NULL);
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_cond_init(&m->cond, NULL);
@@ -600,6 +625,7 @@ void machine_destroy(struct machine *m)
 	}
 	if (m->event_thread_started)
 		pthread_join(m->event_thread, NULL);
+	throttle_release(m);
 	for (unsigned i = 0; i < m->ncpus; i++)
 		if (m->vcpus[i].thread_started) {
 			pthread_join(m->vcpus[i].thread, NULL);

@@ -83,6 +83,19 @@ int machine_start_held(struct machine *m, struct error *err);
 int machine_release_effects(struct machine *m, struct error *err);
 bool machine_is_running(const struct machine *m);
 
+/* Before machine_slow, as soon as pages are write-protected: what each vCPU dirties counts from here. */
+void machine_slow_prepare(struct machine *m);
+/* Lets the guest dirty its memory at this part (0 to 1) of what it would at full speed, by holding the vCPUs
+ * that dirty most for a part of the time; none runs for less than `least` of it (0.01 at the least). */
+int machine_slow(struct machine *m, double speed, double least, struct error *err);
+/* All vCPUs run again as they like, at once. Any thread. */
+void machine_unslow(struct machine *m);
+/* By how many per cent the vCPU that is slowed most is slowed; how many are (vcpus may be NULL). */
+unsigned machine_slowed(struct machine *m, unsigned *vcpus);
+/* What stopping, draining, saving and loading took when they were done last; before the first time, what is
+ * like it or 0. lead_us is left alone. */
+void machine_pause_costs(struct machine *m, struct mem_pause_costs *out);
+
 /* ACPI power button. -ENOTSUP if the guest never enabled it cannot be known: returns 0. */
 int machine_power_button(struct machine *m);
 

@@ -51,6 +51,22 @@ struct vcpu {
 	uint64_t loaded_tsc, loaded_deadline;
 	uint32_t loaded_tsc_khz;
 	struct state_writer *saved; /* made before the pause in which it is filled */
+	/* throttle.c */
+	double speed;  /* its share of a period: 1 = not slowed. Under the machine's lock */
+	bool off_turn; /* it has had its turn in this period; atomic */
+	int stats_fd;
+	uint64_t faults; /* as counted last; under control */
+};
+
+/* Of a guest that is slowed; throttle.c. Under the machine's lock. */
+struct throttle {
+	pthread_t thread;
+	bool started, on, quit;
+	pthread_cond_t changed; /* monotonic clock */
+	unsigned generation;	/* of the speeds */
+	unsigned period_us;
+	uint8_t order[MACHINE_CPUS_MAX]; /* of the vCPUs, the slowest first */
+	long counters[2];		 /* where the statistics of a vCPU have them; -1: nowhere */
 };
 
 struct boot_source {
@@ -95,6 +111,7 @@ struct machine {
 	/* Serialises pause, start, save, load and the reset done by the event thread. Taken before lock. */
 	pthread_mutex_t control;
 	bool devices_running;
+	struct mem_pause_costs costs; /* as measured last; under control */
 
 	pthread_mutex_t lock; /* the fields below */
 	pthread_cond_t cond;
@@ -108,6 +125,7 @@ struct machine {
 	bool allowed;		/* atomic: want_run and power on */
 	pthread_t event_thread;
 	bool event_thread_started;
+	struct throttle throttle;
 
 	bool tracking;	     /* dirty log on; atomic */
 	uint64_t *dirty_log; /* what KVM_GET_DIRTY_LOG fills, while tracking; not allocated in the pause */
@@ -142,11 +160,17 @@ int vcpu_start_thread(struct vcpu *v, struct error *err);
 void vcpu_destroy(struct vcpu *v);
 /* Caller holds m->lock: makes every thread leave KVM_RUN. */
 void vcpus_kick(struct machine *m);
+void vcpu_kick(struct vcpu *v);
 void vcpus_update_allowed(struct machine *m); /* caller holds m->lock */
 /* Calls for each vCPU, on this thread and on parked ones at once, in no order; returns the first error. The
  * caller holds control, all vCPUs are parked. */
 int vcpus_each(struct machine *m, int (*call)(struct vcpu *v, void *opaque, struct error *err), void *opaque,
 	       struct error *err);
+
+/* throttle.c */
+void throttle_init(struct machine *m);
+void throttle_vcpu_created(struct vcpu *v);
+void throttle_release(struct machine *m); /* ends its thread; before the vCPUs' */
 
 /* vcpu_state.c */
 int vcpu_msrs_find(struct machine *m, struct error *err);

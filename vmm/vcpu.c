@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A vCPU and its thread. The thread is parked on m->cond or runs the guest. To stop it, under m->lock,
- * `allowed` becomes false, run->immediate_exit 1, and a signal is sent: whoever is before KVM_RUN is turned
- * back by immediate_exit, whoever is in it by the signal. Only the thread itself, under m->lock and when
- * allowed, sets immediate_exit to 0 again.
+ * `allowed` becomes false (or its own `off_turn` true), run->immediate_exit 1, and a signal is sent: whoever
+ * is before KVM_RUN is turned back by immediate_exit, whoever is in it by the signal. Only the thread itself,
+ * under m->lock and when allowed, sets immediate_exit to 0 again.
  */
 #include <errno.h>
 #include <signal.h>
@@ -46,15 +46,24 @@ void vcpus_update_allowed(struct machine *m)
 	__atomic_store_n(&m->allowed, m->want_run && m->power == POWER_ON, __ATOMIC_RELEASE);
 }
 
+void vcpu_kick(struct vcpu *v)
+{
+	if (!v->thread_started)
+		return;
+	set_immediate_exit(v->run, 1);
+	pthread_kill(v->thread, KICK_SIGNAL);
+}
+
 void vcpus_kick(struct machine *m)
 {
-	for (unsigned i = 0; i < m->ncpus; i++) {
-		struct vcpu *v = &m->vcpus[i];
-		if (!v->thread_started)
-			continue;
-		set_immediate_exit(v->run, 1);
-		pthread_kill(v->thread, KICK_SIGNAL);
-	}
+	for (unsigned i = 0; i < m->ncpus; i++)
+		vcpu_kick(&m->vcpus[i]);
+}
+
+static bool may_run(const struct vcpu *v)
+{
+	return __atomic_load_n(&v->m->allowed, __ATOMIC_ACQUIRE) &&
+	       !__atomic_load_n(&v->off_turn, __ATOMIC_ACQUIRE);
 }
 
 static void crash(struct vcpu *v, const char *what)
@@ -205,7 +214,7 @@ static void *vcpu_main(void *arg)
 
 	pthread_mutex_lock(&m->lock);
 	for (;;) {
-		while (!m->quit && !m->allowed) {
+		while (!m->quit && !may_run(v)) {
 			if (m->work && m->work->next < m->ncpus)
 				take_part(m);
 			else
@@ -217,7 +226,7 @@ static void *vcpu_main(void *arg)
 		set_immediate_exit(v->run, 0);
 		pthread_mutex_unlock(&m->lock);
 
-		while (__atomic_load_n(&m->allowed, __ATOMIC_ACQUIRE) && run_once(v))
+		while (may_run(v) && run_once(v))
 			;
 		/* The registers are up to date only once KVM has taken in what an I/O exit read. */
 		set_immediate_exit(v->run, 1);
@@ -257,6 +266,7 @@ int vcpu_create(struct machine *m, unsigned id, struct error *err)
 		int khz = kvm_ioctl(v->fd, KVM_GET_TSC_KHZ, NULL);
 		m->guest_tsc_khz = khz > 0 ? (uint32_t)khz : 0;
 	}
+	throttle_vcpu_created(v);
 	return cpuid_set(v, err);
 }
 
