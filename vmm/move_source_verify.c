@@ -33,6 +33,7 @@ struct disk_proof {
 	unsigned disk;
 	struct mirror_verify_result all; /* added up over all verifications */
 	struct mirror_hash root_there;
+	bool compared; /* roots, too; the move's own thread */
 	uint64_t bad_offset, bad_len;
 };
 
@@ -215,6 +216,7 @@ static int verify_disk(struct move *mv, unsigned i, struct error *err)
 		return error_set(err, EILSEQ,
 				 "disk %s: the destination's root hash differs from the source's",
 				 mv->vm->def.disks[i].id);
+	d->compared = true;
 	return 0;
 }
 
@@ -242,7 +244,9 @@ static int verify_once(struct move *mv, bool *again, struct error *err)
 	int rc = early ? source_storage_sync(mv, err) : source_storage_flush(mv, err);
 	*again = false;
 	for (unsigned i = 0; !rc && i < mv->vm->def.ndisks; i++) {
-		if (mirror_is_verified(mv->vm->disks[i].mirror))
+		/* A disk that the destination had already, every chunk of it, is proved by its adoption; the
+		 * root is agreed on all the same. */
+		if (mirror_is_verified(mv->vm->disks[i].mirror) && mv->proof->disks[i].compared)
 			continue;
 		rc = verify_disk(mv, i, err);
 		*again = rc && may_pass(mv, i, rc);
