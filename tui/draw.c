@@ -48,7 +48,7 @@ static void give(unsigned *left, unsigned *field, unsigned upto)
 
 static unsigned facts_wanted(const struct view *v)
 {
-	return v->downtime_predicted || v->bandwidth || v->buffered_bytes || v->ended;
+	return v->downtime_predicted || v->slowed_percent || v->bandwidth || v->buffered_bytes || v->ended;
 }
 
 static struct layout plan(const struct view *v, unsigned rows)
@@ -320,6 +320,10 @@ static void draw_facts(struct pen *p)
 	else if (v->downtime_predicted)
 		col = screen_format(p->s, p->row, col, end, STYLE_PLAIN, "downtime about %.0f ms  ",
 				    v->predicted_downtime_ms);
+	if (v->slowed_percent && !v->ended)
+		col = screen_format(p->s, p->row, col, end, STYLE_WARN,
+				    p->narrow ? "guest -%u %%  " : "guest slowed by %u %%  ",
+				    v->slowed_percent);
 	if (v->bandwidth)
 		col = screen_format(p->s, p->row, col, end, v->throttled ? STYLE_WARN : STYLE_PLAIN,
 				    "limit %s/s%s  ", text_bytes((double)v->bandwidth, words),

@@ -146,6 +146,7 @@ static void take_rates(struct view *v, const json_t *event)
 	v->bandwidth = size(event, "bandwidth_bytes_per_s");
 	v->throttled = v->bandwidth && json_is_true(json_object_get(event, "throttled"));
 	v->buffered_bytes = size(event, "mirror_buffered_bytes");
+	v->slowed_percent = (unsigned)count(event, "guest_slowed_percent", 100);
 	v->verify_bytes = size(event, "verify_bytes");
 	v->verified_bytes = size(event, "verified_bytes");
 	const json_t *downtime = json_object_get(event, "predicted_downtime_ms");

@@ -74,7 +74,8 @@ struct view {
 	uint64_t left_ms, remaining_bytes;
 	bool downtime_predicted;
 	double predicted_downtime_ms;
-	uint64_t bandwidth; /* 0: no limit */
+	unsigned slowed_percent; /* the guest, so that it dirties less; 0: not */
+	uint64_t bandwidth;	 /* 0: no limit */
 	bool throttled;
 	uint64_t verify_bytes, verified_bytes; /* of the proof that the disks agree, while it runs */
 	uint64_t buffered_bytes;	       /* the guest's writes on their way to the destination */

@@ -40,6 +40,12 @@ enum move_backing_choice {
 	MOVE_BACKING_REUSE
 };
 
+/* --priority: how far the guest may be slowed when it dirties faster than the link carries. */
+enum move_priority { MOVE_PRIORITY_GUEST, MOVE_PRIORITY_BALANCED, MOVE_PRIORITY_FINISH };
+
+/* --on-exceed: what becomes of a move whose predicted downtime breaks the budget at the limits of pre-copy. */
+enum move_exceed { MOVE_EXCEED_THROTTLE, MOVE_EXCEED_CANCEL };
+
 struct move_to_disk {
 	char id[32];
 	char path[MOVE_DEVICE_PATH_BYTES];
@@ -49,7 +55,9 @@ struct move_options {
 	char address[128]; /* of the destination's daemon */
 	char peer[HOST_NAME_MAX_CHARS + 1];
 	uint64_t epoch;
-	unsigned max_downtime_ms;	/* 0 = default 50 */
+	unsigned max_downtime_ms;	/* the budget; 0 = default 50 */
+	enum move_priority priority;
+	enum move_exceed on_exceed;
 	unsigned streams;		/* 0 = by the number of processors */
 	unsigned max_rounds;		/* 0 = default 30 */
 	unsigned max_time_ms;		/* of pre-copy; 0 = none */

@@ -36,6 +36,7 @@ void source_interrupt(struct move *mv, const struct error *why)
 	}
 	mv->interrupted = true;
 	mv->why = *why;
+	machine_unslow(mv->vm->machine);
 	/* told to, the destination may close the link before the cancel has got here */
 	if (mv->cancelled)
 		error_set(&mv->why, ECANCELED, "cancelled");
@@ -134,13 +135,11 @@ static int open_memory(struct move *mv, struct error *err)
 		.nstreams = mv->nmemory,
 		.compress = mv->opt.compress,
 		.zstd_level = mv->opt.zstd_level,
-		.downtime_target_ms = mv->opt.max_downtime_ms,
-		.max_rounds = mv->opt.max_rounds,
-		.max_time_ms = mv->opt.max_time_ms,
 		.timeout_ms = vm->cfg->silence_ms,
 		.bandwidth = &mv->bandwidth,
 		.epoch = mv->opt.epoch,
 	};
+	source_pace_options(mv, &so);
 	struct mem_sender *s;
 	rc = mem_sender_create(&so, &s, err);
 	if (rc)

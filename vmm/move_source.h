@@ -49,6 +49,16 @@ struct blackout {
 	uint64_t resume_us; /* COMMIT, clocks, vCPUs go there; and the way back of its word */
 };
 
+/* vmm/move_source_pace.c; under the move's lock, but for lead_us: the move's own thread. */
+struct source_pace {
+	uint64_t predicted_us; /* the downtime, after the last round; 0 = not yet */
+	uint64_t judged_us;    /* when that was (clock_now_us) */
+	uint64_t lead_us;      /* from then to the pause, the last time */
+	bool cancelled;	       /* by --on-exceed cancel */
+	unsigned slowed_percent, most_percent;
+	uint64_t since_ms, slowed_ms;
+};
+
 struct move {
 	struct move *former;
 	struct vm *vm;
@@ -112,6 +122,7 @@ struct move {
 	bool paused_by_us, was_paused;
 	unsigned attempts;
 	struct blackout blackout; /* of the last attempt */
+	struct source_pace pace;
 };
 
 /* Ends what is under way before COMMIT: mirrors, sender, link waits. The first reason stays. Any thread. */
@@ -164,6 +175,20 @@ int source_commit(struct move *mv, struct error *err);
 void source_close_channels(struct move *mv);
 struct outcome source_end_failed(struct move *mv, const struct error *why);
 int source_end_moved(struct move *mv, struct error *err);
+
+/* move_source_pace.c */
+/* "priority" and "on_exceed" of o. */
+int source_parse_pace(json_t *o, struct move_options *opt, struct error *err);
+/* Budget, limits and brake. */
+void source_pace_options(struct move *mv, struct mem_sender_options *so);
+/* After rounds: is the guest to be stopped now? -ECANCELED with the reason: --on-exceed says no. */
+int source_pace_judge(struct move *mv, bool limit_hit, struct error *err);
+void source_pace_paused(struct move *mv);  /* just now; it runs at full speed when it runs again */
+void source_pace_again(struct move *mv);   /* before more rounds, after a pause: what that cost counts */
+void source_pace_release(struct move *mv); /* the guest runs at full speed */
+/* Adds what there is to tell; mv->lock held. */
+void source_pace_progress(struct move *mv, json_t *ev);
+void source_pace_result(struct move *mv, json_t *ev);
 
 /* move_source_storage.c */
 /* broken_ms: when the session before it broke, in this attempt (clock_now_ms); 0: the first one. */

@@ -117,6 +117,7 @@ static int pause_and_send(struct move *mv, struct state_writer *w, struct error 
 	mv->blackout.stop_us = lap(&at);
 	if (!rc)
 		mv->paused_by_us = !mv->was_paused;
+	source_pace_paused(mv);
 	pthread_mutex_unlock(&vm->run_lock);
 	if (rc)
 		return rc;
@@ -153,6 +154,11 @@ static int converge(struct move *mv, struct error *err)
 {
 	bool limit_hit;
 	int rc = mem_sender_precopy(mv->sender, &limit_hit, err);
+	if (!rc)
+		rc = source_pace_judge(mv, limit_hit, err);
+	/* Disks may take long, and nothing is won by a guest that is slow meanwhile. */
+	if (!source_verified(mv) || mv->opt.mirror_buffered)
+		source_pace_release(mv);
 	/* What a session that broke meanwhile left is copied and compared again. */
 	if (!rc)
 		rc = source_verify(mv, err);
@@ -160,17 +166,18 @@ static int converge(struct move *mv, struct error *err)
 	if (!rc && mv->opt.mirror_buffered && mv->attempts == 1) {
 		rc = mem_sender_precopy(mv->sender, &limit_hit, err);
 		if (!rc)
+			rc = source_pace_judge(mv, limit_hit, err);
+		if (!rc)
 			rc = source_verify(mv, err);
 	}
 	return rc;
 }
 
-int source_handover(struct move *mv, struct error *err)
+static int try_handover(struct move *mv, struct error *err)
 {
-	int rc = 0;
 	for (mv->attempts = 1;; mv->attempts++) {
 		source_set_phase(mv, MOVE_MEMORY, "memory");
-		rc = converge(mv, err);
+		int rc = converge(mv, err);
 		if (!rc && mv->attempts == 1)
 			rc = source_phase_with_peer(mv, "prepare", err);
 		/* Both hosts' disks were busy since the last round; what the guest has written meanwhile goes
@@ -178,6 +185,8 @@ int source_handover(struct move *mv, struct error *err)
 		bool limit_hit;
 		if (!rc)
 			rc = mem_sender_catch_up(mv->sender, &limit_hit, err);
+		if (!rc)
+			rc = source_pace_judge(mv, limit_hit, err);
 		mv->handover_begun |= !rc;
 		if (rc)
 			return rc;
@@ -189,7 +198,15 @@ int source_handover(struct move *mv, struct error *err)
 			return error_set(err, ETIMEDOUT,
 					 "the guest's disks could not be quiesced in %u attempts",
 					 mv->attempts);
+		source_pace_again(mv);
 	}
+}
+
+int source_handover(struct move *mv, struct error *err)
+{
+	int rc = try_handover(mv, err);
+	source_pace_release(mv);
+	return rc;
 }
 
 /* How much of the time up to RUNNING, at most `most`, the guest ran at the destination already: its vCPUs go
@@ -359,7 +376,7 @@ struct outcome source_end_failed(struct move *mv, const struct error *why)
 		return (struct outcome){"in-doubt", EXIT_IN_DOUBT};
 	if (crashed)
 		return (struct outcome){"crashed", EXIT_CRASHED};
-	if (mv->cancelled)
+	if (mv->cancelled || mv->pace.cancelled)
 		return (struct outcome){"cancelled", EXIT_CANCELLED};
 	if (!mv->negotiated)
 		return (struct outcome){"refused", EXIT_REFUSED};

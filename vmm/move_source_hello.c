@@ -162,6 +162,8 @@ int move_options_parse(json_t *request, struct move_options *opt, struct error *
 	if (!rc)
 		rc = get_uint(o, "max_time_ms", 86400000, &opt->max_time_ms, err);
 	if (!rc)
+		rc = source_parse_pace(o, opt, err);
+	if (!rc)
 		rc = source_parse_bandwidth(o, &opt->bandwidth_bytes_per_s, err);
 	if (!rc)
 		rc = parse_mirror(o, opt, err);

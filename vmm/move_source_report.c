@@ -11,9 +11,6 @@
 #include "host/registry.h"
 #include "vmm/move_source.h"
 
-/* Above this the prediction has nothing to go by yet. */
-#define DOWNTIME_UNKNOWN_US UINT64_C(1000000000000)
-
 static const char *phase_word(enum move_phase phase)
 {
 	static const char *const words[] = {"connect",	"storage",   "verify",	"memory",
@@ -218,9 +215,7 @@ static void report_once(struct report *r)
 			  "disks", describe_disks(r));
 	if (mv->mem.total_bytes)
 		json_object_set_new(ev, "memory", describe_memory(&mv->mem));
-	if (mv->mem.predicted_downtime_us && mv->mem.predicted_downtime_us < DOWNTIME_UNKNOWN_US)
-		json_object_set_new(ev, "predicted_downtime_ms",
-				    json_real((double)mv->mem.predicted_downtime_us / 1000));
+	source_pace_progress(mv, ev);
 	if (phase == MOVE_VERIFY) {
 		uint64_t verified, all;
 		source_verify_progress(mv, &verified, &all);
@@ -328,8 +323,10 @@ void source_emit_end(struct move *mv, const char *result, int exit_status, const
 		(json_int_t)(mv->mem.unchanged_pages * MEM_PAGE_BYTES), "disk_bytes",
 		(json_int_t)mv->disk_bytes, "wire_bytes", (json_int_t)mv->wire_bytes, "rounds",
 		(int)mv->mem.round, "left_behind");
-	if (ev)
+	if (ev) {
 		json_object_set_new(ev, "proof", source_proof_json(mv));
+		source_pace_result(mv, ev);
+	}
 	struct blackout blackout = mv->blackout;
 	pthread_mutex_unlock(&mv->lock);
 	if (!ev)

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/cond.h"
 #include "base/log.h"
 #include "host/jsonl.h"
@@ -232,7 +233,10 @@ int vm_record_transition(struct vm *vm, const struct vm_transition *t, struct er
 	if (t->folder)
 		snprintf(rec.folder, sizeof rec.folder, "%s", t->folder);
 	snprintf(rec.reason, sizeof rec.reason, "%s", t->reason ? t->reason : "");
-	return record_compare_and_set(vm->record, t->from, t->from_epoch, &rec, NULL, err);
+	uint64_t begin = clock_now_us();
+	rc = record_compare_and_set(vm->record, t->from, t->from_epoch, &rec, NULL, err);
+	__atomic_store_n(&vm->record_us, clock_now_us() - begin, __ATOMIC_RELAXED);
+	return rc;
 }
 
 void vm_set_state(struct vm *vm, enum vm_state state, const char *reason)

@@ -37,6 +37,7 @@ struct vm {
 	struct vm_disk disks[VM_DISKS_MAX];
 	struct machine *machine;
 	struct record *record; /* locked while this process lives */
+	uint64_t record_us;    /* what its last transition took; atomic */
 
 	/* Held by whoever pauses or resumes the guest together with the state that says so. Before every
 	 * other lock. */

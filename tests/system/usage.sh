@@ -51,6 +51,10 @@ wrong "unknown option '-x'" snmigrate move -x vm1 host2
 wrong "option '--max-downtime' needs an argument" snmigrate vm1 host2 --max-downtime
 wrong "option '--json=1' takes no argument" snmigrate vm1 host2 --json=1
 wrong "--max-downtime 99999999999999999999" snmigrate vm1 host2 --max-downtime 99999999999999999999
+for bad in fast 0 -1 100 ''; do wrong "--priority $bad: guest, balanced or finish" snmigrate vm1 host2 --priority "$bad"; done
+for bad in go cancell ''; do wrong "--on-exceed $bad: cancel or throttle" snmigrate vm1 host2 --on-exceed "$bad"; done
+for bad in 0 -1 10001 x ''; do wrong "--max-rounds $bad: not a number" snmigrate vm1 host2 --max-rounds "$bad"; done
+for bad in soon 25h -1 ''; do wrong "--max-time $bad: not a time" snmigrate vm1 host2 --max-time "$bad"; done
 wrong "--retry-for soon: not a time" snmigrate vm1 host2 --retry-for soon
 wrong "--keep-partial 9999d: not a time" snmigrate vm1 host2 --keep-partial 9999d
 wrong "option '--retry-for' needs an argument" snmigrate vm1 host2 --retry-for

@@ -84,20 +84,40 @@ static const char *minutes(double ms, char *buf, size_t size)
 	return buf;
 }
 
+struct line {
+	char text[256];
+	size_t len;
+};
+
+static void add(struct line *l, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void add(struct line *l, const char *fmt, ...)
+{
+	va_list ap;
+	va_start(ap, fmt);
+	int n = vsnprintf(l->text + l->len, sizeof l->text - l->len, fmt, ap);
+	va_end(ap);
+	if (n > 0)
+		l->len = strlen(l->text);
+}
+
 static void show_line(struct display *d)
 {
 	const struct view *v = d->view;
-	char rate[TEXT_BYTES], dirty[TEXT_BYTES], left[TEXT_BYTES], line[256];
-	int n = snprintf(line, sizeof line, "%s -> %s  %-9s %3.0f %%  %s/s", d->vm, d->host, d->phase,
-			 v->percent, text_bytes((double)v->send_rate, rate));
-	if (v->dirty_rate && n > 0 && (size_t)n < sizeof line)
-		n += snprintf(line + n, sizeof line - (size_t)n, "  dirty %s/s",
-			      text_bytes((double)v->dirty_rate, dirty));
-	if (v->left_known && n > 0 && (size_t)n < sizeof line)
-		snprintf(line + n, sizeof line - (size_t)n, "  %s left", text_clock(v->left_ms, left));
-	unsigned len = text_cells(line);
+	char rate[TEXT_BYTES], dirty[TEXT_BYTES], left[TEXT_BYTES];
+	struct line l = {.len = 0};
+	add(&l, "%s -> %s  %-9s %3.0f %%  %s/s", d->vm, d->host, d->phase, v->percent,
+	    text_bytes((double)v->send_rate, rate));
+	if (v->dirty_rate)
+		add(&l, "  dirty %s/s", text_bytes((double)v->dirty_rate, dirty));
+	if (v->downtime_predicted)
+		add(&l, "  downtime ~%.0f ms", v->predicted_downtime_ms);
+	if (v->slowed_percent)
+		add(&l, "  guest -%u %%", v->slowed_percent);
+	if (v->left_known)
+		add(&l, "  %s left", text_clock(v->left_ms, left));
+	unsigned len = text_cells(l.text);
 	int pad = d->width > len ? (int)(d->width - len) : 0;
-	printf("\r%s%*s", line, pad, "");
+	printf("\r%s%*s", l.text, pad, "");
 	d->width = len;
 	fflush(stdout);
 }

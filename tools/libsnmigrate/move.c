@@ -16,6 +16,8 @@
 #define DEVICE_PATH_MAX_BYTES 255
 #define ZSTD_LEVEL_MAX	      19
 #define STREAMS_MAX	      16
+#define ROUNDS_MAX	      10000
+#define PRECOPY_MAX_S	      86400
 
 /* --receipt: refused before anything is asked for if it could not be written. */
 static int begin_receipt(struct receipt *r, const char *path)
@@ -74,16 +76,50 @@ static int parse_time(const char *option, const char *arg, unsigned max_s, const
 	return 0;
 }
 
-static int parse_backing(const char *arg, json_t *options)
+/* One of some words. */
+struct choice {
+	const char *option, *key;
+	const char *words[4]; /* up to NULL */
+	const char *needed;
+};
+
+static const struct choice backing = {
+	"--backing", "backing", {"flatten", "chain", "reuse"}, "flatten, chain or reuse"};
+static const struct choice priority = {
+	"--priority", "priority", {"guest", "balanced", "finish"}, "guest, balanced or finish"};
+static const struct choice on_exceed = {
+	"--on-exceed", "on_exceed", {"cancel", "throttle"}, "cancel or throttle"};
+
+static int parse_choice(const struct choice *choice, const char *arg, json_t *options)
 {
-	static const char *const choices[] = {"flatten", "chain", "reuse"};
-	for (size_t i = 0; i < sizeof choices / sizeof *choices; i++) {
-		if (strcmp(arg, choices[i]))
+	for (size_t i = 0; choice->words[i]; i++) {
+		if (strcmp(arg, choice->words[i]))
 			continue;
-		json_object_set_new(options, "backing", json_string(arg));
+		json_object_set_new(options, choice->key, json_string(arg));
 		return 0;
 	}
-	return snmigrate_usage_error("--backing %s: flatten, chain or reuse is needed", arg);
+	return snmigrate_usage_error("%s %s: %s is needed", choice->option, arg, choice->needed);
+}
+
+static int parse_rounds(const char *arg, json_t *options)
+{
+	char *end;
+	unsigned long n = strtoul(arg, &end, 10);
+	if (*arg < '0' || *arg > '9' || *end || !n || n > ROUNDS_MAX)
+		return snmigrate_usage_error("--max-rounds %s: not a number from 1 to %d", arg, ROUNDS_MAX);
+	json_object_set_new(options, "max_rounds", json_integer((json_int_t)n));
+	return 0;
+}
+
+/* Of pre-copy; 0: any time. */
+static int parse_max_time(const char *arg, json_t *options)
+{
+	unsigned seconds;
+	if (duration_parse(arg, PRECOPY_MAX_S, &seconds))
+		return snmigrate_usage_error("--max-time %s: not a time such as 90s or 10m, at most 24h",
+					     arg);
+	json_object_set_new(options, "max_time_ms", json_integer((json_int_t)seconds * 1000));
+	return 0;
 }
 
 static int parse_to_disk(const char *arg, json_t *options)
@@ -144,6 +180,10 @@ const struct option snmigrate_move_options[] = {
 	{"suspend", no_argument, NULL, 'p'},
 	{"no-tls", no_argument, NULL, 'n'},
 	{"max-downtime", required_argument, NULL, 'd'},
+	{"priority", required_argument, NULL, 'y'},
+	{"on-exceed", required_argument, NULL, 'e'},
+	{"max-rounds", required_argument, NULL, 'o'},
+	{"max-time", required_argument, NULL, 'T'},
 	{"bandwidth", required_argument, NULL, 'b'},
 	{"compress", required_argument, NULL, 'z'},
 	{"streams", required_argument, NULL, 't'},
@@ -187,6 +227,18 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 		case 'd':
 			status = parse_downtime(optarg, options);
 			break;
+		case 'y':
+			status = parse_choice(&priority, optarg, options);
+			break;
+		case 'e':
+			status = parse_choice(&on_exceed, optarg, options);
+			break;
+		case 'o':
+			status = parse_rounds(optarg, options);
+			break;
+		case 'T':
+			status = parse_max_time(optarg, options);
+			break;
 		case 'b':
 			status = parse_bandwidth(optarg, options);
 			break;
@@ -208,7 +260,7 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 					    "keep_partial_s", options);
 			break;
 		case 'K':
-			status = parse_backing(optarg, options);
+			status = parse_choice(&backing, optarg, options);
 			break;
 		case 'D':
 			status = parse_to_disk(optarg, options);

@@ -222,6 +222,25 @@ START_TEST(the_proof_of_the_disks)
 }
 END_TEST
 
+START_TEST(a_slowed_guest)
+{
+	event(&views[0], "{\"event\":\"progress\",\"phase\":\"memory\",\"predicted_downtime_ms\":120.4,"
+			 "\"guest_slowed_percent\":62,\"guest_slowed_vcpus\":1}");
+	draw(24, 80, true);
+	HAS("downtime about 120 ms  guest slowed by 62 %");
+	draw(24, 50, true);
+	HAS("guest -62 %");
+	event(&views[0], "{\"event\":\"progress\",\"phase\":\"memory\",\"guest_slowed_percent\":0}");
+	draw(24, 80, true);
+	HAS_NOT("slowed");
+	event(&views[0], "{\"event\":\"progress\",\"guest_slowed_percent\":1e300}");
+	ck_assert_uint_eq(views[0].slowed_percent, 100);
+	event(&views[0], "{\"event\":\"end\",\"result\":\"moved\",\"guest_slowed_percent\":62}");
+	draw(24, 80, true);
+	HAS_NOT("slowed");
+}
+END_TEST
+
 START_TEST(the_end_is_shown)
 {
 	play(&views[0], UINT32_MAX);
@@ -349,6 +368,7 @@ int main(void)
 	tcase_add_test(tc, more_disks_than_rows);
 	tcase_add_test(tc, messages_are_wrapped_newest_last);
 	tcase_add_test(tc, the_proof_of_the_disks);
+	tcase_add_test(tc, a_slowed_guest);
 	tcase_add_test(tc, the_end_is_shown);
 	tcase_add_test(tc, many_moves);
 	tcase_add_test(tc, none_yet);
