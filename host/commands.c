@@ -568,6 +568,7 @@ static const struct {
 		{"move", command_move},
 		{"cancel", command_cancel},
 		{"tune", command_tune},
+		{"dirty-rate", command_dirty_rate},
 		{"watch", command_watch},
 		{"resolve", command_resolve},
 		{"partial-list", command_partial_list},

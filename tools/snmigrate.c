@@ -17,9 +17,9 @@ static const struct {
 	const char *name;
 	int (*run)(struct snmigrate *s, int argc, char **argv);
 } subcommands[] = {{"move", snmigrate_move},	   {"watch", snmigrate_watch},
-		   {"tune", snmigrate_tune},	   {"cancel", snmigrate_cancel},
-		   {"resolve", snmigrate_resolve}, {"partial", snmigrate_partial},
-		   {"pki", snmigrate_pki}};
+		   {"tune", snmigrate_tune},	   {"dirty-rate", snmigrate_dirty_rate},
+		   {"cancel", snmigrate_cancel},   {"resolve", snmigrate_resolve},
+		   {"partial", snmigrate_partial}, {"pki", snmigrate_pki}};
 
 static void usage(FILE *out)
 {
@@ -65,6 +65,10 @@ static void usage(FILE *out)
 	      "                                              follow a move under way; without VM all of this "
 	      "host\n"
 	      "       snmigrate tune VM --bandwidth RATE     change the limit of a move under way; 0: none\n"
+	      "       snmigrate dirty-rate VM [--seconds N] [--json]\n"
+	      "                                              how fast a running guest dirties its memory, "
+	      "over N "
+	      "seconds (5)\n"
 	      "       snmigrate cancel VM                    end it; the VM stays where it is\n"
 	      "       snmigrate resolve VM [--run-here [--yes-the-other-host-is-off] | --give-up]\n"
 	      "                                              settle a VM that is in doubt\n"

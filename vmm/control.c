@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "host/exit.h"
 #include "host/jsonl.h"
+#include "vmm/dirty_rate.h"
 #include "vmm/move.h"
 #include "vmm/vm.h"
 
@@ -146,6 +147,9 @@ static void do_request(struct client *c, json_t *q)
 		rc = move_source_cancel(vm, &err);
 	} else if (!strcmp(cmd, "tune")) {
 		rc = move_source_tune(vm, q, &err);
+	} else if (!strcmp(cmd, "dirty-rate")) {
+		extra = vm_dirty_rate(vm, q, &err);
+		rc = extra ? 0 : err.code ? err.code : -ENOMEM;
 	} else if (!strcmp(cmd, "ask")) {
 		json_t *o = move_answer(vm, q, &err);
 		rc = o ? 0 : err.code ? err.code : -EIO;

@@ -11,6 +11,7 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "host/exit.h"
+#include "vmm/dirty_rate.h"
 #include "vmm/state.h"
 
 #define RESUME_WAIT_MS 10000 /* after resolve --run-here wrote the record */
@@ -139,6 +140,7 @@ static int open_memory(struct move *mv, struct error *err)
 		.bandwidth = &mv->bandwidth,
 		.epoch = mv->opt.epoch,
 	};
+	vm_dirty_rate_end(vm);
 	source_pace_options(mv, &so);
 	struct mem_sender *s;
 	rc = mem_sender_create(&so, &s, err);

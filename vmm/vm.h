@@ -52,6 +52,7 @@ struct vm {
 	bool quit;		 /* main is to end the process */
 	int exit_status;
 	bool guest_stopped, guest_crashed; /* events of the machine */
+	bool measuring, measure_end;	   /* dirty_rate.c */
 	pthread_t forced;		   /* move_forced.c */
 	bool forced_started, forced_over, forced_stop, forced_answers;
 };

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # A guest that dirties its memory at twice what the link carries: --priority, --on-exceed and the budget of --max-downtime,
-# that it always gets its speed back. SNM_BRIEF=1 leaves out the move that goes over the budget.
+# that it always gets its speed back; and snmigrate dirty-rate. SNM_BRIEF=1 leaves out the move that goes over the budget.
 source "$(dirname "$0")/lib.sh"
 source "$(dirname "$0")/refuse_lib.sh"
 require_kvm
@@ -39,6 +39,22 @@ says() { jq -e "$1" <<<"$end" >/dev/null || fail "$2: $end"; }
 slowed() { jq -r '.guest_slowed_percent // empty' "$T/move.json" | sort -n | tail -n 1; }
 before=$(speed a)
 
+# What it dirties is known beforehand: 32 MiB, over and over, at 84 MB/s. Counted are tenths of a second, so a busy machine shows less.
+snmigrate a dirty-rate vm1 --seconds 2 --json >"$T/rate.json" || fail "dirty-rate: exit $?"
+jq -e '.vm == "vm1" and .seconds == 2 and .working_set_bytes >= 33554432 and .working_set_bytes < 40000000 and .memory_bytes == 134217728
+	and .dirty_bytes_per_s > 50e6 and .dirty_bytes_per_s < 100e6 and .most_dirty_bytes_per_s >= .dirty_bytes_per_s' "$T/rate.json" >/dev/null ||
+	fail "dirty-rate: $(jq -c . "$T/rate.json")"
+snmigrate a dirty-rate vm1 --seconds 1 >"$T/out" || fail "dirty-rate: exit $?"
+grep -qE '^vm1 dirties [0-9.]+ MB/s \(at most [0-9.]+ MB/s\), [0-9.]+ MB of its memory in 1 s$' "$T/out" || fail "dirty-rate says: $(cat "$T/out")"
+refuse 3 "no VM named vm9" snmigrate a dirty-rate vm9
+snvm a pause vm1
+refuse 3 "VM vm1 is paused" snmigrate a dirty-rate vm1
+snvm a resume vm1
+# a move that begins ends a measurement
+snmigrate a dirty-rate vm1 --seconds 60 >"$T/rate.out" 2>"$T/rate.err" &
+measurer=$!
+sleep 0.5
+refuse 3 "being measured already" snmigrate a dirty-rate vm1
 
 # Nothing may slow it, so the budget breaks: the move is given up, after no more rounds than were allowed.
 move a 5 --priority guest --max-rounds 4 --on-exceed cancel
@@ -46,6 +62,8 @@ says '.result == "cancelled" and .rounds == 4 and .guest_slowed_percent == 0 and
 says '.reason | test("downtime of about [0-9]+ ms.*50 ms")' "the reason"
 [ "$(slowed)" = 0 ] || fail "it was slowed by $(slowed) %"
 jq -es '[.[] | .predicted_downtime_ms // empty] | length > 1 and .[-1] > 50' "$T/move.json" >/dev/null || fail "no prediction in the progress"
+rc=0; wait $measurer || rc=$?
+[ $rc = 3 ] && grep -q "VM vm1 is being moved" "$T/rate.err" || fail "the measurement: exit $rc: $(cat "$T/rate.err" "$T/rate.out")"
 untouched a vm1
 full_speed a "after the move that was given up"
 
@@ -55,7 +73,7 @@ says '.result == "moved" and .predicted_downtime_ms <= 50 and .max_downtime_ms =
 says '.downtime_ms <= 50' "the downtime"
 says '.guest_slowed_percent > 40 and .guest_slowed_percent <= 99 and .guest_slowed_ms > 0' "slowed"
 jq -es '[.[] | select(.event == "message") | .text] | any(test("slowed down"))' "$T/move.json" >/dev/null || fail "no message says that it is slowed"
-figure="--priority finish: $(jq -c '[.rounds, .total_ms, .downtime_ms, .predicted_downtime_ms, .guest_slowed_percent]' <<<"$end") (rounds, ms, downtime, predicted, slowed by %)"
+figure="dirty-rate $(jq '.dirty_bytes_per_s / 1e5 | round / 10' "$T/rate.json") MB/s; --priority finish: $(jq -c '[.rounds, .total_ms, .downtime_ms, .predicted_downtime_ms, .guest_slowed_percent]' <<<"$end") (rounds, ms, downtime, predicted, slowed by %)"
 vcpus=$(jq -r '.guest_slowed_vcpus // empty' "$T/move.json" | sort -n | tail -n 1)
 clean a
 full_speed b "moved"
@@ -66,6 +84,7 @@ snmigrate b vm1 hosta --with-storage --json --bandwidth $LIMIT --priority finish
 mover=$!
 for _ in $(seq 400); do [ "$(slowed)" -gt 40 ] 2>/dev/null && break; sleep 0.05; done
 [ "$(slowed)" -gt 40 ] || fail "the guest was not slowed: $(tail -n 2 "$T/move.json")"
+refuse 3 "VM vm1 is being moved" snmigrate b dirty-rate vm1
 snmigrate b cancel vm1 || fail "cancel: exit $?"
 rc=0; wait $mover || rc=$?
 [ $rc = 5 ] || fail "cancelled while slowed: exit $rc: $(tail -n 1 "$T/move.json")"

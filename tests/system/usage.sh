@@ -73,6 +73,9 @@ wrong "--receipt: $T/no/such/folder" snmigrate vm1 host2 --receipt "$T/no/such/f
 wrong "option '--receipt' needs an argument" snmigrate vm1 host2 --receipt
 wrong "--receipt is of the move of one VM" snmigrate watch --receipt "$T/receipt"
 wrong "cancel takes one VM" snmigrate cancel a b
+wrong "dirty-rate takes one VM" snmigrate dirty-rate
+wrong "dirty-rate takes one VM" snmigrate dirty-rate a b
+for bad in 0 -1 61 x ''; do wrong "--seconds $bad: not a number from 1 to 60" snmigrate dirty-rate vm1 --seconds "$bad"; done
 wrong "resolve takes" snmigrate resolve
 wrong "resolve takes" snmigrate resolve vm1 --give-up --run-here
 wrong "pki takes" snmigrate pki

@@ -17,6 +17,7 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv);
 extern const struct option snmigrate_move_options[];
 int snmigrate_watch(struct snmigrate *s, int argc, char **argv);
 int snmigrate_tune(struct snmigrate *s, int argc, char **argv);
+int snmigrate_dirty_rate(struct snmigrate *s, int argc, char **argv);
 int snmigrate_cancel(struct snmigrate *s, int argc, char **argv);
 int snmigrate_resolve(struct snmigrate *s, int argc, char **argv);
 int snmigrate_partial(struct snmigrate *s, int argc, char **argv);
