@@ -9,8 +9,8 @@
 #define FINAL_FIXED_US 500
 /* The end is acknowledged, then COMMIT answered. */
 #define ROUND_TRIPS 2
-/* So many rounds in a row that do not shrink enough, and the guest is slowed: one may be a burst. */
-#define LATE_ROUNDS 2
+/* So many rounds in a row that do not shrink enough, and the guest is slowed: fewer may be a burst. */
+#define LATE_ROUNDS 3
 /* So many rounds, and so long, without getting any smaller, with all done that may be done: that is how it
  * is. */
 #define STALL_ROUNDS 8
@@ -58,18 +58,18 @@ static double least_speed(const struct mem_pace *p)
 	return 1 - p->opt.slow_max_percent / 100.0;
 }
 
-/* What part of this round the next one may have, for all limits to hold: those of rounds and time are reached
+/* What part of this round the next one may have for all limits to hold: those of rounds and time are reached
  * at the end of a geometric series. */
-static double allowed_shrink(const struct mem_pace *p, const struct mem_pace_round *r)
+static double limit_shrink(const struct mem_pace *p, const struct mem_pace_round *r)
 {
 	const struct mem_pace_options *o = &p->opt;
-	double shrink = o->shrink, left = (double)r->left_bytes;
+	double shrink = 1, left = (double)r->left_bytes;
 	double target = (double)(o->budget_us - r->fixed_us) / 1e6 * r->rate_bytes_per_s;
 
 	if (target < PAGE_BYTES)
 		target = PAGE_BYTES;
 	if (o->max_rounds && target < left)
-		shrink = fmin(shrink, pow(target / left, 1 / (PLANNED_PART * (o->max_rounds - r->rounds))));
+		shrink = pow(target / left, 1 / (PLANNED_PART * (o->max_rounds - r->rounds)));
 	if (o->max_time_ms) {
 		double next_ms = left / (double)r->began_bytes * (double)r->ns / 1e6;
 
@@ -81,12 +81,15 @@ static double allowed_shrink(const struct mem_pace *p, const struct mem_pace_rou
 
 /* Twice the speed dirties twice as much: true of a guest that is busy with it. One that has its pace from
  * elsewhere makes up for lost time, and is slowed further round by round until that ends. */
-static void set_speed(struct mem_pace *p, double ratio, double allowed)
+static void set_speed(struct mem_pace *p, double ratio, double limit)
 {
+	double allowed = fmin(limit, p->opt.shrink);
+	/* Who gets there by himself, if slowly, is left alone. */
+	double late = p->speed < 1 ? allowed : fmin(limit, (1 + p->opt.shrink) / 2);
 	double factor = allowed / ratio;
 
-	p->late = ratio > allowed ? p->late + 1 : 0;
-	if (ratio > allowed && (p->speed < 1 || p->late >= LATE_ROUNDS))
+	p->late = ratio > late ? p->late + 1 : 0;
+	if (p->late && (p->speed < 1 || p->late >= LATE_ROUNDS))
 		p->speed *= fmax(factor, 1 / SLOWER_MOST);
 	else if (ratio < allowed * FASTER_MARGIN)
 		p->speed *= fmin(factor, FASTER_MOST);
@@ -114,7 +117,7 @@ enum mem_pace_verdict mem_pace_next(struct mem_pace *p, const struct mem_pace_ro
 	if (r->fixed_us >= o->budget_us)
 		p->speed = 1;
 	else if (r->began_bytes && r->left_bytes)
-		set_speed(p, (double)r->left_bytes / (double)r->began_bytes, allowed_shrink(p, r));
+		set_speed(p, (double)r->left_bytes / (double)r->began_bytes, limit_shrink(p, r));
 	return MEM_PACE_ON;
 }
 

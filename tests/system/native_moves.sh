@@ -24,7 +24,7 @@ for n in $(seq "$MOVES"); do
 	assert_good "$hb"
 	worst=$(hb_field "$hb" maxgap_us)
 	downs="$downs $(jq -r .downtime_ms <<<"$end")"
-	echo "move $n host$here -> host$there: $(jq -r '"total \(.total_ms) ms, downtime \(.downtime_ms) ms, rounds \(.rounds)"' <<<"$end"), longest gap so far $worst us"
+	echo "move $n host$here -> host$there: $(jq -r '"total \(.total_ms) ms, downtime \(.downtime_ms) ms of \(.predicted_downtime_ms) predicted, slowed by \(.guest_slowed_percent) %, rounds \(.rounds)"' <<<"$end"), longest gap so far $worst us"
 	here=$there
 done
 echo "figure: $MOVES moves, longest gap the guest saw: $worst us; downtime_ms:$downs"

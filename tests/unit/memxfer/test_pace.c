@@ -105,10 +105,10 @@ START_TEST(test_prediction)
 }
 END_TEST
 
-/* Dirtying at 0.1 to 0.7 of the link's rate, or in a small working set: fits by itself. */
+/* Dirtying at 0.1 to 0.8 of the link's rate, or in a small working set: fits by itself. */
 START_TEST(test_who_converges_is_not_slowed)
 {
-	for (int i = 1; i <= 7; i++) {
+	for (int i = 1; i <= 8; i++) {
 		struct guest g = {.memory = 4000 * MB, .working_set = 1000 * MB, .busy = i * 10 * MB};
 		struct outcome o = move(&g, 100 * MB, &balanced);
 
