@@ -42,7 +42,7 @@ struct search {
 	bool found;
 };
 
-static int load_hint(const struct host_config *cfg, const char *uuid, struct vm_record *rec)
+int record_hint(const struct host_config *cfg, const char *uuid, struct vm_record *rec)
 {
 	struct record *r = NULL;
 	int rc = record_open(cfg->state_dir, uuid, &r, NULL);
@@ -61,7 +61,7 @@ static int search_each(void *opaque, const char *uuid)
 {
 	struct search *s = opaque;
 	struct vm_record rec;
-	if (load_hint(s->cfg, uuid, &rec) < 0 || (strcmp(rec.name, s->name) && strcmp(uuid, s->name)))
+	if (record_hint(s->cfg, uuid, &rec) < 0 || (strcmp(rec.name, s->name) && strcmp(uuid, s->name)))
 		return 0;
 	/* a VM that is here goes before the tombstone of one with the same name */
 	if (!s->found || is_present(&rec))
@@ -217,7 +217,7 @@ static int list_each(void *opaque, const char *uuid)
 {
 	struct listing *l = opaque;
 	struct vm_ref vm = {0};
-	if (load_hint(l->daemon->cfg, uuid, &vm.rec) == 0 &&
+	if (record_hint(l->daemon->cfg, uuid, &vm.rec) == 0 &&
 	    registry_path(l->daemon->cfg, vm.rec.folder, vm.dir, NULL) == 0) {
 		json_t *o = vm_describe(l->daemon, &vm, false);
 		if (o)
@@ -398,7 +398,7 @@ int vm_start(struct daemon *d, struct vm_ref *vm, bool paused, bool forced, stru
 	if (keeper_is_live(vm->keeper))
 		rc = error_set(err, EALREADY, "VM %s is already started", vm->rec.name);
 	/* as it is now: settling may have changed it since */
-	if (!rc && load_hint(d->cfg, vm->rec.uuid, &vm->rec) < 0)
+	if (!rc && record_hint(d->cfg, vm->rec.uuid, &vm->rec) < 0)
 		rc = error_set(err, ENOENT, "VM %s is not there any more", vm->rec.name);
 	if (!rc && !forced)
 		rc = handover_may_start(&vm->rec, err);

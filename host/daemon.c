@@ -24,6 +24,7 @@
 #include "base/log.h"
 #include "host/fsutil.h"
 #include "host/partial.h"
+#include "host/recorder.h"
 #include "host/spawn.h"
 #include "host/systemd.h"
 #include "net/conn.h"
@@ -310,7 +311,9 @@ int daemon_run(const struct host_config *cfg, struct error *err)
 	CLEANUP_FD int control = tcp < 0 ? -1 : jsonl_listen(cfg->control, err);
 	if (tcp < 0 || control < 0)
 		return rc < 0 ? rc : err && err->code ? err->code : -EIO;
-	rc = keepers_start(d, err);
+	rc = recorder_start(d, err);
+	if (!rc)
+		rc = keepers_start(d, err);
 	if (rc < 0)
 		return rc;
 	keep_arrivals(d);
@@ -325,6 +328,7 @@ int daemon_run(const struct host_config *cfg, struct error *err)
 	rc = serve(d, tcp, control, signals);
 	systemd_notify("STOPPING=1");
 	unlink(cfg->control);
+	recorder_stop(d);
 	spawn_end();
 	log_info("ends; the VMs go on");
 	return rc < 0 ? error_errno(err, rc, "poll") : 0;

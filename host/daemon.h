@@ -44,11 +44,13 @@ int daemon_run(const struct host_config *cfg, struct error *err);
 struct keeper;
 struct worker;
 struct arrival;
+struct recorder;
 
 struct daemon {
 	const struct host_config *cfg;
-	pthread_mutex_t lock;	/* all that follows, and the fields of keepers and workers that say so */
-	pthread_cond_t changed; /* CLOCK_MONOTONIC; broadcast when a keeper's state changes */
+	struct recorder *recorder; /* host/recorder.h; there before the first thread */
+	pthread_mutex_t lock;	   /* all that follows, and the fields of keepers and workers that say so */
+	pthread_cond_t changed;	   /* CLOCK_MONOTONIC; broadcast when a keeper's state changes */
 	struct keeper *keepers;
 	struct worker *workers;
 	struct arrival *arrivals; /* connections in their preamble */
@@ -125,6 +127,8 @@ json_t *vm_describe(struct daemon *d, struct vm_ref *vm, bool always);
 /* Starts snvmm for a VM of the registry and waits until it answers. `forced`: resolve --run-here. */
 int vm_start(struct daemon *d, struct vm_ref *vm, bool paused, bool forced, struct error *err);
 int reply_ok(struct jsonl *client, json_t *more);
+/* The VM's record as it is now, without its lock: perhaps stale at once. */
+int record_hint(const struct host_config *cfg, const char *uuid, struct vm_record *rec);
 
 struct command_context {
 	struct daemon *daemon;

@@ -430,27 +430,85 @@ int registry_remove_incoming(const struct host_config *cfg, const char *rel, str
 /* ---- results
  * ------------------------------------------------------------------------------------------------ */
 
-static int open_moves(const struct host_config *cfg, const char *uuid, char *name, size_t size,
+#define ARRIVAL_SUFFIX ".in.json"
+#define MOVE_SUFFIX    ".json"
+
+static int open_moves(const struct host_config *cfg, const char *uuid, bool arrival, char *name, size_t size,
 		      struct error *err)
 {
 	char path[REGISTRY_PATH_BYTES];
 	if (!vm_uuid_valid(uuid))
 		return error_set(err, EINVAL, "'%.40s' is not a UUID", uuid);
-	snprintf(name, size, "%s.json", uuid);
+	snprintf(name, size, "%s%s", uuid, arrival ? ARRIVAL_SUFFIX : MOVE_SUFFIX);
 	int rc = registry_path(cfg, "moves", path, err);
 	return rc < 0 ? rc : fs_open_dir(path, err);
 }
 
+static int load_result(const struct host_config *cfg, const char *uuid, bool arrival, json_t **out,
+		       struct error *err)
+{
+	char name[VM_UUID_CHARS + sizeof ARRIVAL_SUFFIX];
+	CLEANUP_FD int dirfd = open_moves(cfg, uuid, arrival, name, sizeof name, err);
+	return dirfd < 0 ? dirfd : load_json(dirfd, name, RESULT_MAX_BYTES, out, err);
+}
+
+static int store_result(const struct host_config *cfg, const char *uuid, bool arrival, json_t *result,
+			struct error *err)
+{
+	char name[VM_UUID_CHARS + sizeof ARRIVAL_SUFFIX];
+	CLEANUP_FD int dirfd = open_moves(cfg, uuid, arrival, name, sizeof name, err);
+	return dirfd < 0 ? dirfd : store_json(dirfd, name, result, err);
+}
+
 int registry_result_load(const struct host_config *cfg, const char *uuid, json_t **out, struct error *err)
 {
-	char name[VM_UUID_CHARS + 8];
-	CLEANUP_FD int dirfd = open_moves(cfg, uuid, name, sizeof name, err);
-	return dirfd < 0 ? dirfd : load_json(dirfd, name, RESULT_MAX_BYTES, out, err);
+	return load_result(cfg, uuid, false, out, err);
 }
 
 int registry_result_store(const struct host_config *cfg, const char *uuid, json_t *result, struct error *err)
 {
-	char name[VM_UUID_CHARS + 8];
-	CLEANUP_FD int dirfd = open_moves(cfg, uuid, name, sizeof name, err);
-	return dirfd < 0 ? dirfd : store_json(dirfd, name, result, err);
+	return store_result(cfg, uuid, false, result, err);
+}
+
+int registry_arrival_load(const struct host_config *cfg, const char *uuid, json_t **out, struct error *err)
+{
+	return load_result(cfg, uuid, true, out, err);
+}
+
+int registry_arrival_store(const struct host_config *cfg, const char *uuid, json_t *result, struct error *err)
+{
+	return store_result(cfg, uuid, true, result, err);
+}
+
+uint64_t registry_result_time_ms(const struct host_config *cfg, const char *uuid, bool arrival)
+{
+	char name[VM_UUID_CHARS + sizeof ARRIVAL_SUFFIX];
+	struct stat st;
+	CLEANUP_FD int dirfd = open_moves(cfg, uuid, arrival, name, sizeof name, NULL);
+	if (dirfd < 0 || fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW))
+		return 0;
+	return (uint64_t)st.st_mtim.tv_sec * 1000 + (uint64_t)st.st_mtim.tv_nsec / 1000000;
+}
+
+int registry_results_each(const struct host_config *cfg,
+			  void (*each)(void *opaque, const char *uuid, bool arrival), void *opaque,
+			  struct error *err)
+{
+	char path[REGISTRY_PATH_BYTES], uuid[VM_UUID_CHARS + 1];
+	int rc = registry_path(cfg, "moves", path, err);
+	DIR *dir = rc < 0 ? NULL : opendir(path);
+	if (!dir)
+		return rc < 0 ? rc : error_errno(err, errno, "%s", path);
+	struct dirent *de;
+	while ((de = readdir(dir))) {
+		snprintf(uuid, sizeof uuid, "%s", de->d_name);
+		if (!vm_uuid_valid(uuid))
+			continue;
+		const char *suffix = de->d_name + VM_UUID_CHARS;
+		bool arrival = !strcmp(suffix, ARRIVAL_SUFFIX);
+		if (arrival || !strcmp(suffix, MOVE_SUFFIX))
+			each(opaque, uuid, arrival);
+	}
+	closedir(dir);
+	return 0;
 }

@@ -3,6 +3,7 @@
 #define HOST_REGISTRY_H
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -68,6 +69,16 @@ int registry_remove_incoming(const struct host_config *cfg, const char *rel, str
 /* moves/UUID.json: the last line of the VM's last move. -ENOENT when there is none. */
 int registry_result_load(const struct host_config *cfg, const char *uuid, json_t **out, struct error *err);
 int registry_result_store(const struct host_config *cfg, const char *uuid, json_t *result, struct error *err);
+/* moves/UUID.in.json: the same of the VM's last arrival here, written by the snvmm that took it. */
+int registry_arrival_load(const struct host_config *cfg, const char *uuid, json_t **out, struct error *err);
+int registry_arrival_store(const struct host_config *cfg, const char *uuid, json_t *result,
+			   struct error *err);
+/* When it was written, in milliseconds since 1970; 0 when there is none. */
+uint64_t registry_result_time_ms(const struct host_config *cfg, const char *uuid, bool arrival);
+/* Calls each with every VM that has a last line, or a last arrival. */
+int registry_results_each(const struct host_config *cfg,
+			  void (*each)(void *opaque, const char *uuid, bool arrival), void *opaque,
+			  struct error *err);
 
 /*
  * Makes the VM of a definition: generates what is missing (uuid, MACs), copies kernel, initrd and imported

@@ -17,6 +17,7 @@
 #include "host/daemon.h"
 #include "host/exit.h"
 #include "host/fsutil.h"
+#include "host/recorder.h"
 #include "host/spawn.h"
 #include "net/preamble.h"
 
@@ -215,6 +216,7 @@ static int admit(struct worker *w, json_t *request, struct error *err)
 	strcpy(w->uuid, uuid);
 	snprintf(w->name, sizeof w->name, "%s", name);
 	log_set_vm(name);
+	recorder_begin(d, true, uuid, name, peer, (uint64_t)epoch);
 	log_info("VM %s arrives from %s, epoch %" PRIu64 " (snvmm %d)", name, peer, (uint64_t)epoch,
 		 (int)w->pid);
 	return 0;

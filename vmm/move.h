@@ -111,6 +111,8 @@ void move_source_free(struct vm *vm);
  */
 int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool *became_owner,
 			   struct error *err);
+/* vm->lock held. An object while it arrives, else null. New reference. */
+json_t *move_arrival_describe(struct vm *vm);
 /* After became_owner MOVED is awaited (or asked for) in the background. Before vm_release: */
 void move_destination_free(struct vm *vm);
 /* {"cmd":"resolve"} for an owner in doubt. */

@@ -13,6 +13,7 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "host/ask.h"
+#include "host/exit.h"
 #include "vmm/control.h"
 #include "vmm/move_destination_hash.h"
 
@@ -143,7 +144,7 @@ static int take_device_state(struct arrival *a, const struct frame *f, uint64_t 
 	if (rc)
 		return error_prefix(err, "device state");
 	*load_us = clock_now_us() - before;
-	a->stage = ARRIVAL_LOADED;
+	__atomic_store_n(&a->stage, ARRIVAL_LOADED, __ATOMIC_RELAXED);
 	return 0;
 }
 
@@ -163,7 +164,7 @@ static int take_phase(struct arrival *a, const char *phase, struct error *err)
 			return error_set(err, EPROTO, "phase %s out of turn", phase);
 		int rc = phases[i].begin(a, err);
 		if (!rc)
-			a->stage = phases[i].stage;
+			__atomic_store_n(&a->stage, phases[i].stage, __ATOMIC_RELAXED);
 		return rc;
 	}
 	return error_set(err, EPROTO, "unknown phase \"%.32s\"", phase ? phase : "");
@@ -331,6 +332,9 @@ static void give_up(struct arrival *a, const struct error *why)
 			       NULL);
 		json_decref(o);
 	}
+	bool refused = !a->rel[0];
+	arrival_note_end(a, refused ? "refused" : "failed", refused ? EXIT_REFUSED : EXIT_FAILED,
+			 why->message, NULL);
 	prefault_stop(a);
 	arrival_channels_close(a);
 	arrival_hash_stop(a);
@@ -351,6 +355,7 @@ static void give_up(struct arrival *a, const struct error *why)
 static void arrival_init(struct arrival *a, struct vm *vm, struct jsonl *daemon)
 {
 	a->vm = vm;
+	a->begun_ms = clock_now_ms();
 	a->daemon = daemon;
 	pthread_mutex_init(&a->lock, NULL);
 	cond_init_monotonic(&a->changed);
@@ -540,8 +545,10 @@ static int serve(struct arrival *a, int fd, bool *became_owner, struct error *er
 	}
 	*became_owner = true;
 	vm->arrived = true;
-	if (!a->write_failed)
+	if (!a->write_failed) {
 		arrival_settle_in(a);
+		arrival_note_end(a, "moved", EXIT_MOVED, "", NULL);
+	}
 	arrival_hash_stop(a);
 	/* the data channels are done; the control channel stays for MOVED */
 	arrival_channels_close(a);

@@ -50,6 +50,7 @@ struct arrival {
 	char peer_address[128];
 	char fingerprint[80];
 	uint64_t epoch;
+	uint64_t begun_ms;
 	struct move_link *link;
 
 	/* from hello */
@@ -80,7 +81,7 @@ struct arrival {
 	bool prefault_cancel;
 	struct mem_receiver *receiver;
 	struct arrival_hash *hash; /* NULL: a source of version 1 */
-	enum arrival_stage stage;
+	enum arrival_stage stage;  /* atomic */
 
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
@@ -148,6 +149,13 @@ void arrival_channels_close(struct arrival *a);
 /* move_destination.c: the VM's folder gets its place; everything in it can be done again by a daemon that
  * finds it undone. */
 void arrival_settle_in(struct arrival *a);
+
+/* move_destination_report.c */
+/* What the journal reads of this arrival: its last line, in the state directory. `figures` are the source's,
+ * as it sent them; may be NULL. */
+void arrival_note_end(struct arrival *a, const char *result, int exit_status, const char *reason,
+		      const json_t *figures);
+const char *arrival_stage_name(struct arrival *a);
 
 /* move_destination_reread.c: the owner record could not be written, so nobody knows what the medium holds:
  * reads it again every second under its lock, until it tells. */

@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "host/ask.h"
+#include "host/exit.h"
 #include "vmm/move_destination.h"
 
 #define ASK_EVERY_MS 1000
@@ -113,9 +114,10 @@ static void *confirm_thread(void *arg)
 	/* The source says MOVED on the channel that is open... */
 	if (a->link && !move_link_wait(a->link, 1u << FRAME_MOVED, 0, &f, &err)) {
 		struct handover_report r = {.heard = true, .state = HANDOVER_MOVED, .epoch = a->epoch};
-		frame_release(&f);
 		if (arrival_settle(a, &r, &err) == HANDOVER_ACT_CONFIRM && !err.code)
 			move_link_send(a->link, FRAME_MOVED_ACK, NULL, NULL);
+		arrival_note_end(a, "moved", EXIT_MOVED, "", json_object_get(f.json, "figures"));
+		frame_release(&f);
 	}
 	pthread_mutex_lock(&a->lock);
 	a->channel_up = false;

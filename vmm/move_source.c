@@ -268,6 +268,7 @@ int move_source_start(struct vm *vm, const struct move_options *opt, struct erro
 	mv->vm = vm;
 	mv->opt = *opt;
 	mv->first_epoch = opt->epoch;
+	mv->reached = "connect";
 	if (opt->retry_for_s == MOVE_AS_CONFIGURED)
 		mv->opt.retry_for_s = vm->cfg->retry_for_s;
 	mv->t_start_ms = clock_now_ms();
@@ -327,9 +328,9 @@ json_t *move_describe(struct vm *vm)
 	if (!mv || !move_is_running(vm))
 		return json_null();
 	SCOPE_LOCK(&mv->lock);
-	return json_pack("{s:s, s:I, s:f, s:I}", "destination", mv->opt.peer, "epoch",
-			 (json_int_t)mv->opt.epoch, "percent", mv->percent, "elapsed_ms",
-			 (json_int_t)(clock_now_ms() - mv->t_start_ms));
+	return json_pack("{s:s, s:I, s:s, s:f, s:I}", "destination", mv->opt.peer, "epoch",
+			 (json_int_t)mv->opt.epoch, "phase", mv->reached, "percent", mv->percent,
+			 "elapsed_ms", (json_int_t)(clock_now_ms() - mv->t_start_ms));
 }
 
 int move_source_cancel(struct vm *vm, struct error *err)

@@ -70,8 +70,9 @@ struct move {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
 	enum move_phase phase;
-	bool interrupted; /* why is the first reason */
-	bool cancelled;	  /* by a person */
+	const char *reached; /* name of the last phase that people were told of */
+	bool interrupted;    /* why is the first reason */
+	bool cancelled;	     /* by a person */
 	struct error why;
 	bool deciding;	     /* guest paused for the handover, outcome open */
 	bool commit;	     /* a first byte of COMMIT may have left */
@@ -129,6 +130,7 @@ struct move {
 void source_interrupt(struct move *mv, const struct error *why);
 /* The reason, if there is one: 0 or its code. */
 int source_check(struct move *mv, struct error *err);
+/* name: a literal. */
 void source_set_phase(struct move *mv, enum move_phase phase, const char *name);
 
 void source_link_failed(void *opaque, const struct error *why);
@@ -224,7 +226,12 @@ void source_proof_ready(struct move *mv); /* the destination agreed */
 void source_verify_progress(struct move *mv, uint64_t *done, uint64_t *total);
 json_t *source_proof_json(const struct move *mv); /* mv->lock held; new reference */
 
+/* Adds up what the disks carried; mv->lock held. May be called again. */
+void source_count_disks(struct move *mv);
+
 /* move_source_report.c */
+/* The figures of the last line, as they are now. New reference. */
+json_t *source_figures(struct move *mv);
 int source_ticker_start(struct move *mv);
 void source_ticker_stop(struct move *mv);
 void source_emit_end(struct move *mv, const char *result, int exit_status, const char *reason, bool final);

@@ -267,6 +267,25 @@ int source_commit(struct move *mv, struct error *err)
 	}
 }
 
+void source_count_disks(struct move *mv)
+{
+	for (unsigned i = 0; i < mv->vm->def.ndisks; i++) {
+		struct mirror_stats st;
+		mirror_stats(mv->vm->disks[i].mirror, &st);
+		uint64_t copied = st.data_bytes_copied - mv->counted[i].copied;
+		uint64_t mirrored = st.mirrored_bytes - mv->counted[i].mirrored;
+		mv->counted[i].copied += copied;
+		mv->counted[i].mirrored += mirrored;
+		mv->mirrored_bytes += mirrored;
+		mv->disk_bytes += copied + mirrored;
+		mv->wire_bytes += copied + mirrored;
+	}
+	uint64_t layers = mv->layer_copied_bytes - mv->layer_counted_bytes;
+	mv->layer_counted_bytes += layers;
+	mv->disk_bytes += layers;
+	mv->wire_bytes += layers;
+}
+
 void source_close_channels(struct move *mv)
 {
 	pthread_mutex_lock(&mv->lock);
@@ -284,21 +303,9 @@ void source_close_channels(struct move *mv)
 		conn_close(mv->memory[i]);
 		mv->memory[i] = NULL;
 	}
-	for (unsigned i = 0; i < mv->vm->def.ndisks; i++) {
-		struct mirror_stats st;
-		mirror_stats(mv->vm->disks[i].mirror, &st);
-		uint64_t copied = st.data_bytes_copied - mv->counted[i].copied;
-		uint64_t mirrored = st.mirrored_bytes - mv->counted[i].mirrored;
-		mv->counted[i].copied += copied;
-		mv->counted[i].mirrored += mirrored;
-		mv->mirrored_bytes += mirrored;
-		mv->disk_bytes += copied + mirrored;
-		mv->wire_bytes += copied + mirrored;
-	}
-	uint64_t layers = mv->layer_copied_bytes - mv->layer_counted_bytes;
-	mv->layer_counted_bytes += layers;
-	mv->disk_bytes += layers;
-	mv->wire_bytes += layers;
+	pthread_mutex_lock(&mv->lock);
+	source_count_disks(mv);
+	pthread_mutex_unlock(&mv->lock);
 	source_storage_stop(mv);
 	pthread_mutex_lock(&mv->lock);
 	struct move_link *link = steal_ptr(mv->link);
@@ -404,8 +411,9 @@ int source_end_moved(struct move *mv, struct error *err)
 	fault_point("moved-recorded");
 	source_set_phase(mv, MOVE_CLEANUP, "cleanup");
 	struct frame f;
+	json_t *told = json_pack("{s:o}", "figures", source_figures(mv));
 	if (mv->link && !move_link_failed(mv->link, NULL) &&
-	    !move_link_send(mv->link, FRAME_MOVED, NULL, NULL) &&
+	    !move_link_send(mv->link, FRAME_MOVED, told, NULL) &&
 	    !move_link_wait(mv->link, 1u << FRAME_MOVED_ACK, vm->cfg->silence_ms, &f, NULL)) {
 		frame_release(&f);
 		if (!vm_record(vm, &rec, NULL)) {
@@ -413,6 +421,7 @@ int source_end_moved(struct move *mv, struct error *err)
 			record_store(vm->record, &rec, NULL);
 		}
 	}
+	json_decref(told);
 	source_close_channels(mv);
 	return 0;
 }

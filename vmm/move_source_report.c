@@ -275,6 +275,7 @@ void source_set_phase(struct move *mv, enum move_phase phase, const char *name)
 {
 	pthread_mutex_lock(&mv->lock);
 	mv->phase = phase;
+	mv->reached = name;
 	uint64_t now = clock_now_ms();
 	if (phase == MOVE_STORAGE && !mv->t_storage_ms)
 		mv->t_storage_ms = now;
@@ -304,25 +305,51 @@ static void add_blackout(struct move *mv, const struct blackout *b, json_t *ev)
 		 (unsigned long long)b->resume_us);
 }
 
-void source_emit_end(struct move *mv, const char *result, int exit_status, const char *reason, bool final)
+/* mv->lock held. */
+static json_t *make_figures(const struct move *mv, uint64_t wire_bytes)
 {
 	uint64_t now = clock_now_ms();
-	pthread_mutex_lock(&mv->lock);
 	uint64_t storage_end = mv->t_memory_ms ? mv->t_memory_ms : now;
 	uint64_t downtime_us =
 		mv->running_us > mv->pause_us && mv->pause_us ? mv->running_us - mv->pause_us : 0;
-	json_t *ev = json_pack(
-		"{s:s, s:s, s:i, s:o, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:I, s:i, s:[]}",
-		"event", "end", "result", result, "exit", exit_status, "reason",
-		jsonl_text(reason ? reason : ""), "vm", mv->vm->def.name, "destination", mv->opt.peer,
-		"epoch", (json_int_t)mv->opt.epoch, "total_ms", (json_int_t)(now - mv->t_start_ms),
-		"storage_ms", (json_int_t)(mv->t_storage_ms ? storage_end - mv->t_storage_ms : 0),
-		"memory_ms", (json_int_t)(mv->t_memory_ms ? now - mv->t_memory_ms : 0), "downtime_ms",
-		(double)downtime_us / 1000.0, "memory_bytes",
-		(json_int_t)(mv->mem.sent_pages * MEM_PAGE_BYTES), "unchanged_bytes",
-		(json_int_t)(mv->mem.unchanged_pages * MEM_PAGE_BYTES), "disk_bytes",
-		(json_int_t)mv->disk_bytes, "wire_bytes", (json_int_t)mv->wire_bytes, "rounds",
-		(int)mv->mem.round, "left_behind");
+	return json_pack("{s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:I, s:I, s:i, s:I}", "total_ms",
+			 (json_int_t)(now - mv->t_start_ms), "storage_ms",
+			 (json_int_t)(mv->t_storage_ms ? storage_end - mv->t_storage_ms : 0), "memory_ms",
+			 (json_int_t)(mv->t_memory_ms ? now - mv->t_memory_ms : 0), "downtime_ms",
+			 (double)downtime_us / 1000.0, "memory_bytes",
+			 (json_int_t)(mv->mem.sent_pages * MEM_PAGE_BYTES), "unchanged_bytes",
+			 (json_int_t)(mv->mem.unchanged_pages * MEM_PAGE_BYTES), "disk_bytes",
+			 (json_int_t)mv->disk_bytes, "mirrored_bytes", (json_int_t)mv->mirrored_bytes,
+			 "wire_bytes", (json_int_t)wire_bytes, "rounds", (int)mv->mem.round, "attempts",
+			 (json_int_t)mv->tries + 1);
+}
+
+json_t *source_figures(struct move *mv)
+{
+	SCOPE_LOCK(&mv->lock);
+	source_count_disks(mv);
+	if (mv->sender)
+		mem_sender_stats(mv->sender, &mv->mem);
+	uint64_t wire_bytes = mv->wire_bytes;
+	for (unsigned i = 0; i < mv->nmemory; i++)
+		wire_bytes += conn_bytes_sent(mv->memory[i]);
+	if (mv->link)
+		wire_bytes += conn_bytes_sent(move_link_conn(mv->link));
+	return make_figures(mv, wire_bytes);
+}
+
+void source_emit_end(struct move *mv, const char *result, int exit_status, const char *reason, bool final)
+{
+	pthread_mutex_lock(&mv->lock);
+	json_t *figures = make_figures(mv, mv->wire_bytes);
+	json_t *ev = json_pack("{s:s, s:s, s:i, s:o, s:s, s:s, s:I, s:s, s:[]}", "event", "end", "result",
+			       result, "exit", exit_status, "reason", jsonl_text(reason ? reason : ""), "vm",
+			       mv->vm->def.name, "destination", mv->opt.peer, "epoch",
+			       (json_int_t)mv->opt.epoch, "phase", mv->reached, "left_behind");
+	if (ev)
+		json_object_update(ev, figures);
+	json_decref(figures);
+	bool stood_still = mv->running_us > mv->pause_us && mv->pause_us;
 	if (ev) {
 		json_object_set_new(ev, "proof", source_proof_json(mv));
 		source_pace_result(mv, ev);
@@ -331,12 +358,10 @@ void source_emit_end(struct move *mv, const char *result, int exit_status, const
 	pthread_mutex_unlock(&mv->lock);
 	if (!ev)
 		return;
-	if (downtime_us)
+	if (stood_still)
 		add_blackout(mv, &blackout, ev);
 	json_object_set_new(ev, "uuid", json_string(mv->vm->def.uuid));
 	json_object_set_new(ev, "first_epoch", json_integer((json_int_t)mv->first_epoch));
-	json_object_set_new(ev, "mirrored_bytes", json_integer((json_int_t)mv->mirrored_bytes));
-	json_object_set_new(ev, "attempts", json_integer((json_int_t)mv->tries + 1));
 	struct error err = ERROR_INIT;
 	if (registry_result_store(mv->vm->cfg, mv->vm->def.uuid, ev, &err))
 		log_warn("%s", err.message);

@@ -310,9 +310,9 @@ json_t *vm_info(struct vm *vm)
 				  (json_int_t)(vm->disks[i].local ? vm->disks[i].local->size_bytes : 0)));
 	json_t *migrating = move_describe(vm);
 	SCOPE_LOCK(&vm->lock);
-	return json_pack("{s:b, s:s, s:s, s:s, s:o, s:o, s:I, s:i, s:o, s:i}", "ok", 1, "uuid", vm->def.uuid,
-			 "name", vm->def.name, "state", vm_state_name(vm->state), "state_reason",
-			 jsonl_text(vm->state_reason), "migrating", migrating, "memory_bytes",
-			 (json_int_t)vm->def.memory_bytes, "cpus", (int)vm->def.cpus, "disks", disks, "pid",
-			 (int)getpid());
+	return json_pack("{s:b, s:s, s:s, s:s, s:o, s:o, s:o, s:I, s:i, s:o, s:i}", "ok", 1, "uuid",
+			 vm->def.uuid, "name", vm->def.name, "state", vm_state_name(vm->state),
+			 "state_reason", jsonl_text(vm->state_reason), "migrating", migrating, "arriving",
+			 move_arrival_describe(vm), "memory_bytes", (json_int_t)vm->def.memory_bytes, "cpus",
+			 (int)vm->def.cpus, "disks", disks, "pid", (int)getpid());
 }

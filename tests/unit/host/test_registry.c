@@ -383,6 +383,41 @@ START_TEST(results)
 }
 END_TEST
 
+static void count_line(void *opaque, const char *uuid, bool arrival)
+{
+	ck_assert_str_eq(uuid, UUID);
+	((unsigned *)opaque)[arrival]++;
+}
+
+/* The last line of a move from here and that of an arrival are two. */
+START_TEST(last_lines)
+{
+	json_t *out = json_pack("{s:s}", "result", "failed"), *in = json_pack("{s:s}", "result", "moved"),
+	       *o = NULL;
+	unsigned n[2] = {0};
+	ck_assert_uint_eq(registry_result_time_ms(&cfg, UUID, false), 0);
+	ck_assert_int_eq(registry_arrival_load(&cfg, UUID, &o, &err), -ENOENT);
+	ck_assert_int_eq(registry_result_store(&cfg, UUID, out, &err), 0);
+	ck_assert_int_eq(registry_arrival_load(&cfg, UUID, &o, &err), -ENOENT);
+	ck_assert_int_eq(registry_arrival_store(&cfg, UUID, in, &err), 0);
+	ck_assert_int_eq(registry_arrival_load(&cfg, UUID, &o, &err), 0);
+	ck_assert(json_equal(o, in));
+	json_decref(o);
+	ck_assert_int_eq(registry_result_load(&cfg, UUID, &o, &err), 0);
+	ck_assert(json_equal(o, out));
+	json_decref(o);
+	ck_assert_uint_gt(registry_result_time_ms(&cfg, UUID, true), UINT64_C(1600000000000));
+	put("state/moves/" UUID ".json.new", "x");
+	put("state/moves/nonsense.json", "x");
+	ck_assert_int_eq(registry_results_each(&cfg, count_line, n, &err), 0);
+	ck_assert_uint_eq(n[0], 1);
+	ck_assert_uint_eq(n[1], 1);
+	ck_assert_int_eq(registry_arrival_store(&cfg, "../x", in, &err), -EINVAL);
+	json_decref(in);
+	json_decref(out);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("registry");
@@ -401,6 +436,7 @@ int main(void)
 	tcase_add_test(tc, publish_refuses_a_taken_name);
 	tcase_add_test(tc, incoming_is_removed_whole_and_nothing_else_is);
 	tcase_add_test(tc, results);
+	tcase_add_test(tc, last_lines);
 	suite_add_tcase(s, tc);
 	SRunner *sr = srunner_create(s);
 	srunner_run_all(sr, CK_NORMAL);
