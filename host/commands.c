@@ -571,6 +571,8 @@ static const struct {
 		{"dirty-rate", command_dirty_rate},
 		{"watch", command_watch},
 		{"resolve", command_resolve},
+		{"history", command_history},
+		{"status", command_status},
 		{"partial-list", command_partial_list},
 		{"partial-delete", command_partial_delete}};
 

@@ -143,6 +143,9 @@ int command_watch(struct command_context *c, struct error *err);
 int command_resolve(struct command_context *c, struct error *err);
 /* host/commands_dirty_rate.c */
 int command_dirty_rate(struct command_context *c, struct error *err);
+/* host/commands_status.c */
+int command_history(struct command_context *c, struct error *err);
+int command_status(struct command_context *c, struct error *err);
 /* host/commands_partial.c */
 int command_partial_list(struct command_context *c, struct error *err);
 int command_partial_delete(struct command_context *c, struct error *err);

@@ -19,7 +19,8 @@ static const struct {
 } subcommands[] = {{"move", snmigrate_move},	   {"watch", snmigrate_watch},
 		   {"tune", snmigrate_tune},	   {"dirty-rate", snmigrate_dirty_rate},
 		   {"cancel", snmigrate_cancel},   {"resolve", snmigrate_resolve},
-		   {"partial", snmigrate_partial}, {"pki", snmigrate_pki}};
+		   {"partial", snmigrate_partial}, {"history", snmigrate_history},
+		   {"status", snmigrate_status},   {"pki", snmigrate_pki}};
 
 static void usage(FILE *out)
 {
@@ -72,6 +73,11 @@ static void usage(FILE *out)
 	      "       snmigrate cancel VM                    end it; the VM stays where it is\n"
 	      "       snmigrate resolve VM [--run-here [--yes-the-other-host-is-off] | --give-up]\n"
 	      "                                              settle a VM that is in doubt\n"
+	      "       snmigrate status [--json]              what moves, what waits for you, and the last "
+	      "moves\n"
+	      "       snmigrate history [VM] [--since TIME] [--limit N] [--json]\n"
+	      "                                              moves from and to this host: TIME is 2h, 3d or "
+	      "a date\n"
 	      "       snmigrate partial list [--json]        what this host keeps of moves to it that "
 	      "failed\n"
 	      "       snmigrate partial delete VM            deletes it\n"

@@ -53,6 +53,10 @@ mover=$!
 for _ in $(seq 200); do grep -q '"phase":"storage"' "$T/move.json" && break; sleep 0.05; done
 said b "SELECT direction, phase, result FROM move WHERE ended_ms IS NULL" "out storage "
 said a "SELECT direction, peer, phase FROM move WHERE ended_ms IS NULL" "in hostb storage"
+[ "$(snmigrate b status --json | jq -c '.moving | map([.vm, .direction, .peer, .phase, (.percent | type)])')" = '[["vm1","out","hosta","storage","number"]]' ] || fail "status: $(snmigrate b status --json)"
+[ "$(snmigrate a status --json | jq -c '.moving | map([.vm, .direction, .peer, .phase])')" = '[["vm1","in","hostb","storage"]]' ] || fail "status: $(snmigrate a status --json)"
+snmigrate b status | grep -qE '^  vm1 +to +hosta +storage, [0-9]+ %, for ' || fail "status: $(snmigrate b status)"
+snmigrate b history vm1 | grep -qE 'vm1 +to +hosta +under way \(storage\)' || fail "history: $(snmigrate b history)"
 snmigrate b cancel vm1
 rc=0; wait $mover || rc=$?
 [ $rc = 5 ] || fail "cancel: exit $rc"
@@ -61,10 +65,17 @@ said b "SELECT phase, reason FROM move WHERE direction = 'out'" "storage cancell
 said a "$story 'vm1' AND direction = 'in'" "in vm1 hostb failed 4"
 said a "SELECT phase, reason LIKE '%cancelled%' FROM move WHERE direction = 'in'" "storage 1"
 ns b tc qdisc del dev eth0 root
+[ "$(snmigrate a status --json | jq -c '.moving, (.partials | map([.vm, .peer]))' | xargs)" = "[] [[vm1,hostb]]" ] || fail "status: $(snmigrate a status --json)"
+snmigrate b history | grep -qE 'vm1 +to +hosta +cancelled in storage, ' || fail "history: $(snmigrate b history)"
 # refused by the other host: it has another VM of that name
 native_vm a vm1 64M "$GUEST_OPTIONS"
 refuse 3 "another VM named vm1" snmigrate b vm1 hosta --with-storage
 said b "SELECT result, exit, phase, reason LIKE '%another VM named vm1%' FROM move ORDER BY id DESC LIMIT 1" "refused 3 connect 1"
+history() { snmigrate b history "$@" --json | jq -sc "${QUERY:-map([.direction, .result])}"; }
+[ "$(history)" = '[["in","moved"],["out","cancelled"],["out","refused"]]' ] || fail "history: $(history)"
+[ "$(history vm1 --limit 1)" = '[["out","refused"]]' ] || fail "history --limit: $(history vm1 --limit 1)"
+[ "$(history --since 1h)" = "$(history)" ] && [ "$(history --since 0s)" = '[]' ] && [ "$(history vm2)" = '[]' ] || fail "history --since: $(history --since 1h)"
+[ "$(QUERY='map(.details | has("proof"), has("downtime_ms")) | unique' history)" = '[false,true]' ] || fail "history: $(QUERY=. history)"
 for h in a b; do snvm $h stop --force vm1; snvm $h delete vm1; done
 
 # --- a daemon killed in the middle ---
@@ -128,7 +139,10 @@ daemon_start a
 wait $mover || true
 said a "$story 'vmx'" "out vmx hostb crashed 8"
 said b "$story 'vmx'" "in vmx hosta failed 4"
+rc=0; snmigrate a status >"$T/out" || rc=$?
+[ $rc = 6 ] && grep -q "do: snvm start vmx" "$T/out" || fail "status: exit $rc: $(cat "$T/out")"
 snvm a start vmx
+snmigrate a status >"$T/out" || fail "status: exit $?: $(cat "$T/out")"
 wait_hb a vmx >/dev/null
 
 # --- what the journal lost is taken from what the VMMs wrote ---
@@ -148,6 +162,8 @@ daemon_start a; daemon_start b
 snmigrate a vmx hostb --with-storage --json >"$T/move.json" || fail "move without a journal: exit $?: $(tail -n 1 "$T/move.json")"
 grep -q "journal.db is corrupt: moved aside" "$T/a/daemon.log" || fail "nothing is said of the corrupt journal"
 [ -s "$(db a).corrupt" ] || fail "the corrupt journal was not kept"
+snmigrate b status | grep -q "The journal cannot be read: .*journal.db" || fail "status: $(snmigrate b status)"
+refuse 4 "journal.db" snmigrate b history
 grep -q "journal.db.*; moves go on without it" "$T/b/daemon.log" || fail "nothing is said of the journal that cannot be opened"
 said a "$story 'vmx'" "out vmx hostb moved 0"
 rmdir "$(db b)"

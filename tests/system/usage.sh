@@ -37,7 +37,7 @@ for program in snmigrate snvm snmigrated snvmm snnbd; do
 	run "$BIN/$program" --nonsense
 	[ $rc = 2 ] && grep -q -- "--nonsense" "$T/err" || fail "$program --nonsense: exit $rc: $(cat "$T/err")"
 done
-for words in "snmigrate help" "snmigrate -h" "snmigrate move --help" "snmigrate vm1 host2 --help" "snmigrate cancel --help" "snmigrate pki --help" \
+for words in "snmigrate help" "snmigrate -h" "snmigrate move --help" "snmigrate vm1 host2 --help" "snmigrate cancel --help" "snmigrate history --help" "snmigrate status -h" "snmigrate pki --help" \
 	"snvm help" "snvm -h" "snvm start --help" "snvm create --help" "snvm list -h"; do
 	read -ra w <<<"$words"
 	run "$BIN/${w[0]}" "${w[@]:1}"
@@ -78,6 +78,11 @@ wrong "dirty-rate takes one VM" snmigrate dirty-rate a b
 for bad in 0 -1 61 x ''; do wrong "--seconds $bad: not a number from 1 to 60" snmigrate dirty-rate vm1 --seconds "$bad"; done
 wrong "resolve takes" snmigrate resolve
 wrong "resolve takes" snmigrate resolve vm1 --give-up --run-here
+wrong "status takes no VM" snmigrate status vm1
+wrong "history takes one VM" snmigrate history a b
+for bad in soon 3x 2026-13-01 2026-01-31x -1 ''; do wrong "--since $bad: not a time" snmigrate history --since "$bad"; done
+for bad in 0 -1 10001 x ''; do wrong "--limit $bad: not a number" snmigrate history --limit "$bad"; done
+wrong "unknown or ambiguous option '--nonsense'" snmigrate status --nonsense
 wrong "pki takes" snmigrate pki
 wrong "pki" snmigrate pki init
 wrong "pki" snmigrate pki issue DIR host1

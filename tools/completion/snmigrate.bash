@@ -13,10 +13,12 @@ _snmigrate() {
 	fi
 	[[ ${words[0]-} == move ]] && words=("${words[@]:1}") && set -- move
 	case ${#words[@]}:${words[0]-} in
-	0:*) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_vms) $([[ ${1-} == move ]] || echo move cancel tune dirty-rate watch resolve partial pki)" -- "$cur") ;;
+	0:*) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_vms) $([[ ${1-} == move ]] || echo move cancel tune dirty-rate watch resolve partial status history pki)" -- "$cur") ;;
 	1:pki) mapfile -t COMPREPLY < <(compgen -W "init issue" -- "$cur") ;;
 	*:pki) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
-	1:cancel | 1:tune | 1:dirty-rate | 1:watch | 1:resolve) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_vms)" -- "$cur") ;;
+	1:partial) mapfile -t COMPREPLY < <(compgen -W "list delete" -- "$cur") ;;
+	*:partial | *:status) ;;
+	1:cancel | 1:tune | 1:dirty-rate | 1:watch | 1:resolve | 1:history) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_vms)" -- "$cur") ;;
 	1:*) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_hosts)" -- "$cur") ;;
 	esac
 }
