@@ -571,6 +571,7 @@ static const struct {
 		{"dirty-rate", command_dirty_rate},
 		{"watch", command_watch},
 		{"resolve", command_resolve},
+		{"check", command_check},
 		{"history", command_history},
 		{"status", command_status},
 		{"partial-list", command_partial_list},

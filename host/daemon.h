@@ -143,6 +143,8 @@ int command_watch(struct command_context *c, struct error *err);
 int command_resolve(struct command_context *c, struct error *err);
 /* host/commands_dirty_rate.c */
 int command_dirty_rate(struct command_context *c, struct error *err);
+/* host/commands_check.c */
+int command_check(struct command_context *c, struct error *err);
 /* host/commands_status.c */
 int command_history(struct command_context *c, struct error *err);
 int command_status(struct command_context *c, struct error *err);

@@ -448,7 +448,7 @@ char *vmdef_format(const struct vm_definition *d)
 	return text;
 }
 
-static bool bridge_allowed(const char *list, const char *bridge)
+bool vmdef_bridge_allowed(const char *list, const char *bridge)
 {
 	size_t n = strlen(bridge);
 	if (!list || !*list)
@@ -505,7 +505,7 @@ int vmdef_check_foreign(const struct vm_definition *d, const char *bridges, stru
 	if (strcmp(d->serial, "socket"))
 		return error_set(err, EPERM, "serial = %.100s: only socket may arrive", d->serial);
 	for (unsigned i = 0; i < d->nnets; i++)
-		if (!bridge_allowed(bridges, d->nets[i].bridge))
+		if (!vmdef_bridge_allowed(bridges, d->nets[i].bridge))
 			return error_set(
 				err, EPERM,
 				"[net %s] bridge = %s: not among the bridges that this host allows (%s)",

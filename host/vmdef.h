@@ -61,6 +61,8 @@ char *vmdef_format(const struct vm_definition *def);
  * with the field named.
  */
 int vmdef_check_foreign(const struct vm_definition *def, const char *bridges, struct error *err);
+/* Whether the list (comma list, empty = any) has it. */
+bool vmdef_bridge_allowed(const char *list, const char *bridge);
 /*
  * Rewrites what only makes sense on this host into what vmdef_check_foreign accepts: every disk, kernel and
  * initrd becomes a plain name in the VM's folder (names that already are stay), serial becomes socket. The

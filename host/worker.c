@@ -222,6 +222,30 @@ static int admit(struct worker *w, json_t *request, struct error *err)
 	return 0;
 }
 
+/* What would keep this VM out now, in sentences: the same as admit, without waiting and without doing. */
+static int may_arrive(struct worker *w, json_t *request, json_t **refusals, struct error *err)
+{
+	struct daemon *d = w->daemon;
+	const char *uuid = json_string_value(json_object_get(request, "uuid"));
+	const char *name = json_string_value(json_object_get(request, "name"));
+	json_int_t memory = json_integer_value(json_object_get(request, "memory_bytes"));
+	if (!uuid || !vm_uuid_valid(uuid) || !name || memory < 0)
+		return error_set(err, EPROTO, "check: uuid, name and memory_bytes are needed");
+	struct vm_record rec;
+	struct error why[3] = {{0}};
+	check_name(d, name, uuid, &why[0]);
+	/* an attempt that is ending is waited for by a move */
+	bool known = record_hint(d->cfg, uuid, &rec) == 0;
+	if (handover_may_arrive(known ? &rec : NULL, INT64_MAX, &why[1]) == -EAGAIN)
+		why[1] = ERROR_INIT;
+	check_room(d, uuid, (uint64_t)memory, &why[2]);
+	*refusals = json_array();
+	for (size_t i = 0; i < ARRAY_SIZE(why); i++)
+		if (why[i].code)
+			json_array_append_new(*refusals, jsonl_text(why[i].message));
+	return 0;
+}
+
 static int take_tokens(struct worker *w, json_t *request, struct error *err)
 {
 	json_t *list = json_object_get(request, "tokens"), *item;
@@ -263,6 +287,11 @@ static void serve(struct worker *w)
 			cmd = "";
 		if (!strcmp(cmd, "incoming")) {
 			rc = answer(w, admit(w, request, &err), &err);
+		} else if (!strcmp(cmd, "may-arrive")) {
+			json_t *refusals = NULL;
+			rc = may_arrive(w, request, &refusals, &err);
+			rc = rc < 0 ? answer(w, rc, &err)
+				    : reply_ok(w->link, json_pack("{s:o}", "refusals", refusals));
 		} else if (!strcmp(cmd, "tokens")) {
 			rc = answer(w, take_tokens(w, request, &err), &err);
 		} else if (!strcmp(cmd, "refused")) {

@@ -32,6 +32,9 @@ static const char *const type_names[] = {
 	[FRAME_HASH_ASK] = "hash-ask",
 	[FRAME_HASHES] = "hashes",
 	[FRAME_SUMS] = "sums",
+	[FRAME_CHECK] = "check",
+	[FRAME_FACTS] = "facts",
+	[FRAME_PROBE] = "probe",
 };
 
 static bool type_known(unsigned type)
@@ -42,7 +45,7 @@ static bool type_known(unsigned type)
 bool frame_type_is_json(unsigned type)
 {
 	return type != FRAME_DEVICE_STATE && type != FRAME_FILE && type != FRAME_HASH_ASK &&
-	       type != FRAME_HASHES && type != FRAME_SUMS;
+	       type != FRAME_HASHES && type != FRAME_SUMS && type != FRAME_PROBE;
 }
 
 static uint32_t type_max_bytes(unsigned type)
@@ -51,6 +54,8 @@ static uint32_t type_max_bytes(unsigned type)
 		return FRAME_STATE_MAX_BYTES;
 	if (type == FRAME_FILE)
 		return FRAME_FILE_MAX_BYTES;
+	if (type == FRAME_PROBE)
+		return FRAME_PROBE_MAX_BYTES;
 	return frame_type_is_json(type) ? FRAME_JSON_MAX_BYTES : FRAME_HASHES_MAX_BYTES;
 }
 

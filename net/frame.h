@@ -37,6 +37,10 @@ enum frame_type {
 	FRAME_HASH_ASK, /* binary, these three: vmm/move_hashes.h. Source: hashes of a disk's chunks */
 	FRAME_HASHES,	/* destination: what its media hold */
 	FRAME_SUMS,	/* source, before the device state: what was written since */
+	FRAME_CHECK,	/* first on a connection: what would a move of this VM meet? */
+	FRAME_FACTS,	/* the answer */
+	FRAME_PROBE, /* binary: an empty one is answered with an empty one, others are taken, to measure the
+			link */
 };
 
 #define FRAME_HEADER_BYTES     28
@@ -44,6 +48,7 @@ enum frame_type {
 #define FRAME_FILE_MAX_BYTES   ((1u << 20) + 12)
 #define FRAME_STATE_MAX_BYTES  (64u << 20)
 #define FRAME_HASHES_MAX_BYTES (512u << 10)
+#define FRAME_PROBE_MAX_BYTES  (256u << 10)
 
 struct frame {
 	enum frame_type type;

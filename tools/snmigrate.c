@@ -19,8 +19,9 @@ static const struct {
 } subcommands[] = {{"move", snmigrate_move},	   {"watch", snmigrate_watch},
 		   {"tune", snmigrate_tune},	   {"dirty-rate", snmigrate_dirty_rate},
 		   {"cancel", snmigrate_cancel},   {"resolve", snmigrate_resolve},
-		   {"partial", snmigrate_partial}, {"history", snmigrate_history},
-		   {"status", snmigrate_status},   {"pki", snmigrate_pki}};
+		   {"partial", snmigrate_partial}, {"check", snmigrate_check},
+		   {"history", snmigrate_history}, {"status", snmigrate_status},
+		   {"pki", snmigrate_pki}};
 
 static void usage(FILE *out)
 {
@@ -73,6 +74,11 @@ static void usage(FILE *out)
 	      "       snmigrate cancel VM                    end it; the VM stays where it is\n"
 	      "       snmigrate resolve VM [--run-here [--yes-the-other-host-is-off] | --give-up]\n"
 	      "                                              settle a VM that is in doubt\n"
+	      "       snmigrate check VM HOST [--with-storage] [--backing MODE] [--max-downtime MS] "
+	      "[--json]\n"
+	      "                                              all that would be in the way of a move, and "
+	      "what "
+	      "to do\n"
 	      "       snmigrate status [--json]              what moves, what waits for you, and the last "
 	      "moves\n"
 	      "       snmigrate history [VM] [--since TIME] [--limit N] [--json]\n"

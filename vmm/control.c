@@ -115,6 +115,9 @@ static void do_request(struct client *c, json_t *q)
 				  SNM_VERSION);
 	} else if (!strcmp(cmd, "info")) {
 		extra = vm_info(vm);
+	} else if (!strcmp(cmd, "check")) {
+		extra = move_check_describe(vm, &err);
+		rc = extra ? 0 : err.code;
 	} else if (!strcmp(cmd, "pause")) {
 		rc = vm_user_pause(vm, &err);
 	} else if (!strcmp(cmd, "resume")) {

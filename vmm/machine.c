@@ -551,7 +551,7 @@ static int create(struct machine *m, struct error *err)
 	if (!ret)
 		ret = pci_bus_create(m->bus, m->irq, &m->pci, err);
 	if (!ret)
-		ret = m->cfg.cpu ? cpuid_from_json(m->cfg.cpu, &m->cpuid, &m->tsc_khz, err)
+		ret = m->cfg.cpu ? cpu_from_json(m->cfg.cpu, &m->cpuid, &m->tsc_khz, err)
 				 : cpuid_host_table(m->kvm_fd, &m->cpuid, err);
 	m->cfg.cpu = NULL;
 	for (unsigned i = 0; i < m->ncpus && !ret; i++)

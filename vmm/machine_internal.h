@@ -6,6 +6,7 @@
 #include <linux/kvm.h>
 #include <pthread.h>
 
+#include "host/cpu.h"
 #include "vmm/bus.h"
 #include "vmm/console.h"
 #include "vmm/device.h"
@@ -16,7 +17,7 @@
 
 #define MACHINE_DEVICES_MAX 32
 #define MACHINE_MSRS_MAX    1024
-#define MACHINE_CPUID_MAX   256
+#define MACHINE_CPUID_MAX   CPU_TABLE_MAX
 #define MSR_TSC		    0x10
 #define MSR_TSC_DEADLINE    0x6e0
 
@@ -152,7 +153,6 @@ int kvm_irqchip_load(struct machine *m, struct state_reader *r, struct error *er
 int cpuid_host_table(int kvm_fd, struct kvm_cpuid2 **out, struct error *err);
 /* The copy for one vCPU, its APIC id and the topology filled in. */
 int cpuid_set(struct vcpu *v, struct error *err);
-int cpuid_from_json(const json_t *cpu, struct kvm_cpuid2 **out, uint32_t *tsc_khz, struct error *err);
 
 /* vcpu.c */
 int vcpu_create(struct machine *m, unsigned id, struct error *err);

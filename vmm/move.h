@@ -98,6 +98,8 @@ bool move_is_running(struct vm *vm);
 json_t *move_describe(struct vm *vm);
 /* {"cmd":"resolve"} for a source in doubt: "ask", "run-here" (the caller had it confirmed), "give-up". */
 int move_source_resolve(struct vm *vm, const char *how, struct error *err);
+/* {"cmd":"check"}: what the VM needs of a destination. New reference, or NULL with err. */
+json_t *move_check_describe(struct vm *vm, struct error *err);
 /* Joins the thread; before vm_release. */
 void move_source_free(struct vm *vm);
 

@@ -530,6 +530,11 @@ static int serve(struct arrival *a, int fd, bool *became_owner, struct error *er
 		frame_release(&first);
 		return rc;
 	}
+	if (first.type == FRAME_CHECK) {
+		rc = arrival_answer_check(a, conn, &first, err);
+		frame_release(&first);
+		return rc;
+	}
 	if (first.type != FRAME_HELLO) {
 		rc = error_set(err, EPROTO, "%s began with %s", a->peer, frame_type_name(first.type));
 		frame_release(&first);

@@ -150,6 +150,12 @@ void arrival_channels_close(struct arrival *a);
  * finds it undone. */
 void arrival_settle_in(struct arrival *a);
 
+/* move_destination_check.c */
+/* Why the daemon would not let this VM in now: array of sentences, new reference. */
+json_t *arrival_refusals(struct arrival *a, const char *uuid, const char *name, uint64_t memory_bytes);
+/* Answers the CHECK that a connection began with; takes conn over. */
+int arrival_answer_check(struct arrival *a, struct conn *conn, const struct frame *check, struct error *err);
+
 /* move_destination_report.c */
 /* What the journal reads of this arrival: its last line, in the state directory. `figures` are the source's,
  * as it sent them; may be NULL. */

@@ -255,15 +255,31 @@ static int check_space(struct arrival *a, struct error *err)
 	return 0;
 }
 
+/* Every reason at once: whoever has to see to them should not meet them one by one. */
 static int check_machine(struct arrival *a, struct error *err)
 {
 	struct vm *vm = a->vm;
-	for (unsigned i = 0; i < vm->def.nnets; i++) {
-		int rc = tap_bridge_check(vm->def.nets[i].bridge, err);
+	char all[ERROR_MESSAGE_BYTES] = "";
+	size_t n = 0;
+	int first = 0;
+	for (unsigned i = 0; i <= vm->def.nnets && n < sizeof all; i++) {
+		struct error why = ERROR_INIT;
+		int rc = i < vm->def.nnets ? tap_bridge_check(vm->def.nets[i].bridge, &why)
+					   : machine_cpu_check(a->cpu, &why);
+		if (rc && i < vm->def.nnets)
+			error_prefix(&why, "net %s", vm->def.nets[i].id);
 		if (rc)
-			return error_prefix(err, "net %s", vm->def.nets[i].id);
+			n += (size_t)snprintf(all + n, sizeof all - n, "%s%s", n ? "; " : "", why.message);
+		first = first ? first : rc;
 	}
-	return machine_cpu_check(a->cpu, err);
+	if (!first)
+		return 0;
+	json_t *more = arrival_refusals(a, vm->def.uuid, vm->def.name, vm->def.memory_bytes);
+	for (size_t i = 0; i < json_array_size(more) && n < sizeof all; i++)
+		n += (size_t)snprintf(all + n, sizeof all - n, "; %s",
+				      json_string_value(json_array_get(more, i)));
+	json_decref(more);
+	return error_set(err, first, "%s", all);
 }
 
 /* prepared: the arrival is accepted, before its folder is made. From here an answer to the source binds this

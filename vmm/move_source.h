@@ -230,6 +230,7 @@ json_t *source_proof_json(const struct move *mv); /* mv->lock held; new referenc
 void source_count_disks(struct move *mv);
 
 /* move_source_report.c */
+uint64_t source_populated_bytes(struct vm *vm);
 /* The figures of the last line, as they are now. New reference. */
 json_t *source_figures(struct move *mv);
 int source_ticker_start(struct move *mv);

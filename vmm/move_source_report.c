@@ -33,7 +33,7 @@ struct report {
 };
 
 /* So much guest memory there is to send: what is populated, by regions of 2 MiB. */
-static uint64_t populated_bytes(struct vm *vm)
+uint64_t source_populated_bytes(struct vm *vm)
 {
 	struct mem_space space = machine_memory_space(vm->machine);
 	uint64_t n = (space.npages * MEM_PAGE_BYTES + MEM_REGION_BYTES - 1) / MEM_REGION_BYTES;
@@ -237,7 +237,7 @@ static void *tick(void *arg)
 {
 	struct report r = {.mv = arg, .last_us = clock_now_us()};
 	struct move *mv = arg;
-	r.populated_bytes = populated_bytes(mv->vm);
+	r.populated_bytes = source_populated_bytes(mv->vm);
 	pthread_mutex_lock(&mv->lock);
 	while (mv->ticker_started) {
 		uint64_t at = clock_now_ns() + UINT64_C(1000000000);
@@ -312,7 +312,7 @@ static json_t *make_figures(const struct move *mv, uint64_t wire_bytes)
 	uint64_t storage_end = mv->t_memory_ms ? mv->t_memory_ms : now;
 	uint64_t downtime_us =
 		mv->running_us > mv->pause_us && mv->pause_us ? mv->running_us - mv->pause_us : 0;
-	return json_pack("{s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:I, s:I, s:i, s:I}", "total_ms",
+	return json_pack("{s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:I, s:I, s:i, s:I, s:I}", "total_ms",
 			 (json_int_t)(now - mv->t_start_ms), "storage_ms",
 			 (json_int_t)(mv->t_storage_ms ? storage_end - mv->t_storage_ms : 0), "memory_ms",
 			 (json_int_t)(mv->t_memory_ms ? now - mv->t_memory_ms : 0), "downtime_ms",
@@ -321,7 +321,8 @@ static json_t *make_figures(const struct move *mv, uint64_t wire_bytes)
 			 (json_int_t)(mv->mem.unchanged_pages * MEM_PAGE_BYTES), "disk_bytes",
 			 (json_int_t)mv->disk_bytes, "mirrored_bytes", (json_int_t)mv->mirrored_bytes,
 			 "wire_bytes", (json_int_t)wire_bytes, "rounds", (int)mv->mem.round, "attempts",
-			 (json_int_t)mv->tries + 1);
+			 (json_int_t)mv->tries + 1, "dirty_bytes_per_s",
+			 (json_int_t)mv->mem.dirty_bytes_per_s);
 }
 
 json_t *source_figures(struct move *mv)

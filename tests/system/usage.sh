@@ -79,6 +79,10 @@ for bad in 0 -1 61 x ''; do wrong "--seconds $bad: not a number from 1 to 60" sn
 wrong "resolve takes" snmigrate resolve
 wrong "resolve takes" snmigrate resolve vm1 --give-up --run-here
 wrong "status takes no VM" snmigrate status vm1
+wrong "check takes a VM and a host" snmigrate check vm1
+wrong "check takes a VM and a host" snmigrate check vm1 host2 host3
+wrong "--max-downtime soon" snmigrate check vm1 host2 --max-downtime soon
+wrong "unknown or ambiguous option '--nonsense'" snmigrate check vm1 host2 --nonsense
 wrong "history takes one VM" snmigrate history a b
 for bad in soon 3x 2026-13-01 2026-01-31x -1 ''; do wrong "--since $bad: not a time" snmigrate history --since "$bad"; done
 for bad in 0 -1 10001 x ''; do wrong "--limit $bad: not a number" snmigrate history --limit "$bad"; done
