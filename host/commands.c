@@ -571,6 +571,8 @@ static const struct {
 		{"dirty-rate", command_dirty_rate},
 		{"watch", command_watch},
 		{"resolve", command_resolve},
+		{"set", command_set},
+		{"baseline", command_baseline},
 		{"check", command_check},
 		{"history", command_history},
 		{"status", command_status},

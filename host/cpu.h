@@ -29,7 +29,7 @@ json_t *cpu_to_json(const struct kvm_cpuid2 *t, uint32_t tsc_khz, struct error *
 /* Hostile input: -EPROTO. *out has room for CPU_TABLE_MAX entries; free(3) it. */
 int cpu_from_json(const json_t *cpu, struct kvm_cpuid2 **out, uint32_t *tsc_khz, struct error *err);
 
-/* ---- features (host/cpu_features.c) ---- */
+/* ---- features (host/cpu_features.c, cpu_baseline.c) ---- */
 
 /* A set of features, perhaps bound to a vendor ("": any). */
 struct cpu_features {
@@ -61,6 +61,8 @@ int cpu_level(const char *name, struct cpu_features *allowed, struct cpu_feature
 #define CPU_BASELINE_TEXT_MAX 65536
 int cpu_baseline_parse(const char *text, size_t len, const char *origin, struct cpu_features *out,
 		       struct error *err);
+/* What a CPU's vendor string can be; -EINVAL with a sentence. */
+int cpu_vendor_set(const char *vendor, struct cpu_features *f, struct error *err);
 /* One entry of [features], as it stands there and in [cpu] of a definition. -EINVAL with a sentence. */
 int cpu_baseline_entry(const char *key, const char *value, struct cpu_features *f, struct error *err);
 /* The lines of [features]; free(3) it, NULL without memory. */

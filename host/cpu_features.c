@@ -240,3 +240,74 @@ int cpu_judge(const struct kvm_cpuid2 *guest, uint32_t guest_khz, const struct k
 				 guest_khz, host_khz);
 	return 0;
 }
+
+/* ---- as text ---- */
+
+int cpu_vendor_set(const char *vendor, struct cpu_features *f, struct error *err)
+{
+	size_t n = strlen(vendor);
+	if (n == 0 || n >= sizeof f->vendor || strpbrk(vendor, ";#\"") || vendor[strcspn(vendor, "\t\n")])
+		return error_set(err, EINVAL, "vendor: '%.64s' is no CPU's", vendor);
+	memset(f->vendor, 0, sizeof f->vendor);
+	memcpy(f->vendor, vendor, n);
+	return 0;
+}
+
+static const struct cpu_word *word_of(const char *key, unsigned *at)
+{
+	for (*at = 0; *at < CPU_WORDS; (*at)++) {
+		char name[40];
+		const struct cpu_word *w = &feature_words[*at];
+		snprintf(name, sizeof name, "cpuid.%x.%x.%s", w->function, w->index, reg_names[w->reg]);
+		if (!strcmp(name, key))
+			return w;
+	}
+	return NULL;
+}
+
+int cpu_baseline_entry(const char *key, const char *value, struct cpu_features *f, struct error *err)
+{
+	unsigned at;
+	const struct cpu_word *w = word_of(key, &at);
+	if (!w)
+		return error_set(err, EINVAL, "unknown key '%.64s': no register with features", key);
+	for (const char *p = value + strspn(value, " \t"); *p; p += strspn(p, " \t")) {
+		size_t len = strcspn(p, " \t");
+		char name[NAME_BYTES];
+		unsigned bit = 0;
+		while (bit < 32 && !(name_of(w, bit, name) && strlen(name) == len && !strncmp(p, name, len)))
+			bit++;
+		if (bit == 32)
+			return error_set(err, EINVAL, "%s: '%.*s' is not one of its features", key,
+					 (int)(len < 64 ? len : 64), p);
+		f->words[at] |= 1u << bit;
+		p += len;
+	}
+	return 0;
+}
+
+char *cpu_baseline_lines(const struct cpu_features *f)
+{
+	char *text = NULL;
+	size_t size;
+	FILE *out = open_memstream(&text, &size);
+	if (!out)
+		return NULL;
+	for (size_t i = 0; i < CPU_WORDS; i++) {
+		const struct cpu_word *w = &feature_words[i];
+		char name[NAME_BYTES];
+		if (!f->words[i])
+			continue;
+		fprintf(out, "cpuid.%x.%x.%s =", w->function, w->index, reg_names[w->reg]);
+		for (unsigned bit = 0; bit < 32; bit++)
+			if (f->words[i] >> bit & 1 && name_of(w, bit, name))
+				fprintf(out, " %s", name);
+		fputc('\n', out);
+	}
+	bool bad = ferror(out);
+	if (fclose(out) || bad) {
+		free(text);
+		return NULL;
+	}
+	return text;
+}

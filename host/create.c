@@ -307,7 +307,9 @@ int registry_create_vm(const struct host_config *cfg, struct vm_definition *def,
 		return rc;
 	if (mkdir(folder, 0700) < 0)
 		return error_errno(err, errno, "%s", folder);
-	rc = build_folder(cfg, def, base_dir, imports, folder, err);
+	rc = vmdef_read_baseline(def, base_dir, err);
+	if (!rc)
+		rc = build_folder(cfg, def, base_dir, imports, folder, err);
 	if (!rc)
 		rc = publish(cfg, def, rel, err);
 	if (rc < 0)

@@ -143,6 +143,9 @@ int command_watch(struct command_context *c, struct error *err);
 int command_resolve(struct command_context *c, struct error *err);
 /* host/commands_dirty_rate.c */
 int command_dirty_rate(struct command_context *c, struct error *err);
+/* host/commands_cpu.c */
+int command_baseline(struct command_context *c, struct error *err);
+int command_set(struct command_context *c, struct error *err);
 /* host/commands_check.c */
 int command_check(struct command_context *c, struct error *err);
 /* host/commands_status.c */

@@ -101,7 +101,8 @@ enum {
 	SEEN_KERNEL = 16,
 	SEEN_INITRD = 32,
 	SEEN_CMDLINE = 64,
-	SEEN_SERIAL = 128
+	SEEN_SERIAL = 128,
+	SEEN_CPU = 256
 };
 enum {
 	SEEN_PATH = 1,
@@ -116,6 +117,7 @@ enum {
 struct parser {
 	struct vm_definition *def;
 	unsigned seen, item_seen;
+	bool cpu_section;
 };
 
 static int once(unsigned *seen, unsigned bit, const struct ini_entry *e, struct error *err)
@@ -172,6 +174,9 @@ static int on_vm(struct parser *p, const struct ini_entry *e, struct error *err)
 		    (strncmp(d->serial, "file:", 5) || d->serial[5] != '/'))
 			rc = error_set(err, EINVAL, "serial: '%.64s' is none of socket, stdio, file:/PATH",
 				       e->value);
+	} else if (!strcmp(e->key, "cpu")) {
+		bit = SEEN_CPU;
+		rc = vmdef_set_cpu(d, e->value, err);
 	} else if (!strcmp(e->key, "firmware")) {
 		return error_set(err, EINVAL, "firmware: not supported yet; give kernel =");
 	} else {
@@ -333,6 +338,19 @@ static int on_net(struct parser *p, const struct ini_entry *e, struct error *err
 	return rc ? rc : once(&p->item_seen, bit, e, err);
 }
 
+/* The baseline that `cpu = baseline` stands for. */
+static int on_cpu(struct parser *p, const struct ini_entry *e, struct error *err)
+{
+	struct cpu_features *f = &p->def->cpu_features;
+	if (*e->label)
+		return error_set(err, EINVAL, "[cpu] takes no name");
+	p->cpu_section = true;
+	if (!e->key)
+		return 0;
+	return strcmp(e->key, "vendor") ? cpu_baseline_entry(e->key, e->value, f, err)
+					: cpu_vendor_set(e->value, f, err);
+}
+
 static int on_entry(void *opaque, const struct ini_entry *e, struct error *err)
 {
 	struct parser *p = opaque;
@@ -345,6 +363,8 @@ static int on_entry(void *opaque, const struct ini_entry *e, struct error *err)
 		rc = on_disk(p, e, err);
 	} else if (!strcmp(e->section, "net")) {
 		rc = on_net(p, e, err);
+	} else if (!strcmp(e->section, "cpu")) {
+		rc = on_cpu(p, e, err);
 	} else {
 		return error_set(err, EINVAL, "unknown section [%.64s]", e->section);
 	}
@@ -353,8 +373,9 @@ static int on_entry(void *opaque, const struct ini_entry *e, struct error *err)
 	return rc;
 }
 
-static int finish(struct vm_definition *d, unsigned seen, const char *origin, struct error *err)
+static int finish(struct vm_definition *d, const struct parser *p, const char *origin, struct error *err)
 {
+	unsigned seen = p->seen;
 	static const struct {
 		unsigned bit;
 		const char *key;
@@ -366,6 +387,10 @@ static int finish(struct vm_definition *d, unsigned seen, const char *origin, st
 		d->cpus = 1;
 	if (!(seen & SEEN_SERIAL))
 		strcpy(d->serial, "socket");
+	if (p->cpu_section != !strcmp(d->cpu, "baseline") || (p->cpu_section && !*d->cpu_features.vendor))
+		return error_set(err, EINVAL,
+				 "%s: cpu = baseline and a section [cpu] with vendor belong together",
+				 origin);
 	for (unsigned i = 0; i < d->ndisks; i++) {
 		const struct vm_disk_def *disk = &d->disks[i];
 		if (!*disk->path)
@@ -395,7 +420,7 @@ int vmdef_parse(const char *text, size_t len, const char *origin, struct vm_defi
 	memset(def, 0, sizeof *def);
 	struct parser p = {.def = def};
 	int rc = ini_parse_text(text, len, origin, on_entry, &p, err);
-	return rc < 0 ? rc : finish(def, p.seen, origin, err);
+	return rc < 0 ? rc : finish(def, &p, origin, err);
 }
 
 int vmdef_load(const char *path, struct vm_definition *def, struct error *err)
@@ -423,6 +448,8 @@ char *vmdef_format(const struct vm_definition *d)
 	if (*d->cmdline)
 		fprintf(f, "cmdline = %s\n", d->cmdline);
 	fprintf(f, "serial = %s\n", d->serial);
+	if (*d->cpu)
+		fprintf(f, "cpu = %s\n", d->cpu);
 	for (unsigned i = 0; i < d->ndisks; i++) {
 		const struct vm_disk_def *k = &d->disks[i];
 		fprintf(f, "\n[disk %s]\npath = %s\nformat = %s\n", k->id, k->path, k->format);
@@ -439,6 +466,10 @@ char *vmdef_format(const struct vm_definition *d)
 		if (n->has_mac)
 			fprintf(f, "mac = %02x:%02x:%02x:%02x:%02x:%02x\n", n->mac[0], n->mac[1], n->mac[2],
 				n->mac[3], n->mac[4], n->mac[5]);
+	}
+	if (!strcmp(d->cpu, "baseline")) {
+		CLEANUP_FREE char *lines = cpu_baseline_lines(&d->cpu_features);
+		fprintf(f, "\n[cpu]\nvendor = %s\n%s", d->cpu_features.vendor, lines ? lines : "");
 	}
 	bool bad = ferror(f);
 	if (fclose(f) || bad) {
@@ -472,6 +503,8 @@ int vmdef_check_foreign(const struct vm_definition *d, const char *bridges, stru
 		return error_errno(err, ENOMEM, "definition");
 	if (!vm_uuid_valid(d->uuid))
 		return error_set(err, EPERM, "the definition has no valid uuid");
+	if (!strncmp(d->cpu, "baseline:", strlen("baseline:")))
+		return error_set(err, EPERM, "cpu = %.100s: names a file", d->cpu);
 	if (!vm_file_name_valid(d->kernel))
 		return error_set(err, EPERM, "kernel = %.100s: not a plain file name in the VM's own folder",
 				 d->kernel);
@@ -547,4 +580,7 @@ void vmdef_make_portable(struct vm_definition *d)
 	if (*d->initrd)
 		make_plain(d, d->initrd, sizeof d->initrd, "initrd");
 	strcpy(d->serial, "socket");
+	/* a file of this host's: it is read before a VM is made of it */
+	if (!strncmp(d->cpu, "baseline:", strlen("baseline:")))
+		d->cpu[0] = '\0';
 }

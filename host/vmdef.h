@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "host/cpu.h"
 
 #define VM_NAME_MAX_CHARS 63
 #define VM_DISKS_MAX	  16
@@ -42,6 +43,8 @@ struct vm_definition {
 	unsigned cpus;
 	char kernel[4096], initrd[4096], cmdline[2048];
 	char serial[4096]; /* socket | file:PATH | stdio */
+	char cpu[4096]; /* "" (host), x86-64-v2, x86-64-v3, baseline, or, before it was read, baseline:FILE */
+	struct cpu_features cpu_features; /* with baseline: the features of [cpu] */
 	struct vm_disk_def disks[VM_DISKS_MAX];
 	unsigned ndisks;
 	struct vm_net_def nets[VM_NETS_MAX];
@@ -55,6 +58,13 @@ int vmdef_parse(const char *text, size_t len, const char *origin, struct vm_defi
 		struct error *err);
 /* INI text, free(3) it. vmdef_parse of it gives the same definition. */
 char *vmdef_format(const struct vm_definition *def);
+/* "host" and the like, as after `cpu =`; -EINVAL with a sentence. */
+int vmdef_set_cpu(struct vm_definition *def, const char *value, struct error *err);
+/* Of `baseline:FILE`, reads the file (relative: below base_dir) into the definition. */
+int vmdef_read_baseline(struct vm_definition *def, const char *base_dir, struct error *err);
+/* What the guest may see and what its host must have, by `cpu =`. False: all that the host has. */
+bool vmdef_cpu_limits(const struct vm_definition *def, struct cpu_features *allowed,
+		      struct cpu_features *needed);
 /*
  * A definition that came from a peer: every path must be a plain file name in the VM's own folder (no '/', no
  * leading dot), serial must be socket, bridges must be allowed by `bridges` (comma list, empty = any). -EPERM

@@ -17,7 +17,8 @@ static const struct {
 	int (*run)(const struct snvm *s, int argc, char **argv);
 } subcommands[] = {{"create", snvm_create}, {"start", snvm_start},     {"stop", snvm_stop},
 		   {"pause", snvm_pause},   {"resume", snvm_resume},   {"list", snvm_list},
-		   {"info", snvm_info},	    {"console", snvm_console}, {"delete", snvm_delete}};
+		   {"info", snvm_info},	    {"console", snvm_console}, {"delete", snvm_delete},
+		   {"set", snvm_set}};
 
 static void usage(FILE *out)
 {
@@ -32,6 +33,8 @@ static void usage(FILE *out)
 	      "  list [--json]                         the VMs of this host\n"
 	      "  info VM [--json]                      one VM in detail\n"
 	      "  console VM                            its serial console; ^] leaves\n"
+	      "  set VM cpu=CPU                        of a stopped VM: host, x86-64-v2, x86-64-v3 or "
+	      "baseline:FILE\n"
 	      "  delete VM                             delete a stopped VM and its files\n"
 	      "\n"
 	      "The daemon is found by --control, $SNMIGRATE_CONTROL or /etc/snmigrate/snmigrated.ini.\n"

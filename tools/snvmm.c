@@ -26,6 +26,7 @@ static void usage(FILE *out)
 	fputs("Usage: snvmm --config FILE --vm NAME [--paused] [--forced]\n"
 	      "       snvmm --config FILE --incoming      (connection on descriptor 3, daemon on 4)\n"
 	      "       snvmm --config FILE --check-image FOLDER IMAGE [BELOW...]\n"
+	      "       snvmm --describe-cpu\n"
 	      "\n"
 	      "The virtual machine monitor of one VM. snmigrated starts it; people use snvm and snmigrate.\n"
 	      "  --config FILE   the host's configuration\n"
@@ -34,6 +35,7 @@ static void usage(FILE *out)
 	      "  --forced        after resolve --run-here: do not ask the other host first\n"
 	      "  --incoming      serve one control connection: a question, or an arriving VM\n"
 	      "  --check-image   open a qcow2 image, and the files below it, and say what is wrong with it\n"
+	      "  --describe-cpu  print what guests see of this host's processor, as JSON\n"
 	      "  --help, --version\n",
 	      out);
 }
@@ -48,6 +50,8 @@ static int open_vm(struct vm *vm, const char *name, bool paused, bool forced, st
 	if (vm->dirfd < 0)
 		return error_errno(err, errno, "VM %s: %s", name, vm->dir);
 	rc = registry_load_definition(vm->dirfd, name, &vm->def, err);
+	if (!rc) /* vm.ini may have been written by hand */
+		rc = vmdef_read_baseline(&vm->def, vm->dir, err);
 	if (!rc)
 		rc = record_open(vm->cfg->state_dir, vm->def.uuid, &vm->record, err);
 	if (!rc)
@@ -174,19 +178,30 @@ static int check_image(const char *folder, const char *image, const char *const 
 	return 0;
 }
 
+static int describe_cpu(void)
+{
+	struct error err = ERROR_INIT;
+	json_t *cpu = machine_cpu_describe_host(&err);
+	if (!cpu) {
+		log_error("%s", err.message);
+		return EXIT_REFUSED;
+	}
+	json_dumpf(cpu, stdout, JSON_COMPACT);
+	putchar('\n');
+	json_decref(cpu);
+	return fflush(stdout) ? EXIT_FAILED : 0;
+}
+
 int main(int argc, char **argv)
 {
-	static const struct option options[] = {{"config", required_argument, NULL, 'c'},
-						{"vm", required_argument, NULL, 'v'},
-						{"incoming", no_argument, NULL, 'i'},
-						{"paused", no_argument, NULL, 'p'},
-						{"forced", no_argument, NULL, 'f'},
-						{"check-image", required_argument, NULL, 'k'},
-						{"help", no_argument, NULL, 'h'},
-						{"version", no_argument, NULL, 'V'},
-						{0}};
+	static const struct option options[] = {
+		{"config", required_argument, NULL, 'c'}, {"vm", required_argument, NULL, 'v'},
+		{"incoming", no_argument, NULL, 'i'},	  {"paused", no_argument, NULL, 'p'},
+		{"forced", no_argument, NULL, 'f'},	  {"check-image", required_argument, NULL, 'k'},
+		{"describe-cpu", no_argument, NULL, 'd'}, {"help", no_argument, NULL, 'h'},
+		{"version", no_argument, NULL, 'V'},	  {0}};
 	const char *config = NULL, *name = NULL, *check_in = NULL;
-	bool incoming = false, paused = false, forced = false;
+	bool incoming = false, paused = false, forced = false, cpu = false;
 	int c;
 	log_init("snvmm");
 	signal(SIGPIPE, SIG_IGN);
@@ -211,6 +226,9 @@ int main(int argc, char **argv)
 		case 'k':
 			check_in = optarg;
 			break;
+		case 'd':
+			cpu = true;
+			break;
 		case 'h':
 			usage(stdout);
 			return 0;
@@ -222,10 +240,12 @@ int main(int argc, char **argv)
 			return EXIT_USAGE;
 		}
 	}
+	if (cpu && argc == 2)
+		return describe_cpu();
 	if (config && check_in && !name && !incoming && optind < argc)
 		return check_image(check_in, argv[optind], (const char *const *)&argv[optind + 1],
 				   (unsigned)(argc - optind - 1));
-	if (!config || check_in || !name == !incoming || optind != argc) {
+	if (!config || cpu || check_in || !name == !incoming || optind != argc) {
 		usage(stderr);
 		return EXIT_USAGE;
 	}

@@ -537,6 +537,27 @@ static int keep_power_on_state(struct machine *m, struct error *err)
 	return ret;
 }
 
+/* This host's CPU, or what the definition lets the guest see of it. */
+static int own_cpu(struct machine *m, struct error *err)
+{
+	struct cpu_features own;
+	char names[CPU_NAMES_BYTES];
+	int ret = cpuid_host_table(m->kvm_fd, &m->cpuid, err);
+	if (ret || !m->cfg.cpu_allowed)
+		return ret;
+	cpu_features_of(m->cpuid, &own);
+	if (*m->cfg.cpu_needed->vendor && strcmp(own.vendor, m->cfg.cpu_needed->vendor))
+		return error_set(err, ENOTSUP, "cpu: the definition wants one of %s, this host's is of %s",
+				 m->cfg.cpu_needed->vendor, own.vendor);
+	unsigned n = cpu_features_lacking(m->cfg.cpu_needed, &own, names, sizeof names);
+	if (n)
+		return error_set(err, ENOTSUP,
+				 "cpu: this host lacks %u feature%s that the definition wants: %s", n,
+				 n == 1 ? "" : "s", names);
+	cpu_features_apply(m->cpuid, m->cfg.cpu_allowed);
+	return 0;
+}
+
 static int create(struct machine *m, struct error *err)
 {
 	int ret = kvm_open(m, err);
@@ -551,9 +572,9 @@ static int create(struct machine *m, struct error *err)
 	if (!ret)
 		ret = pci_bus_create(m->bus, m->irq, &m->pci, err);
 	if (!ret)
-		ret = m->cfg.cpu ? cpu_from_json(m->cfg.cpu, &m->cpuid, &m->tsc_khz, err)
-				 : cpuid_host_table(m->kvm_fd, &m->cpuid, err);
+		ret = m->cfg.cpu ? cpu_from_json(m->cfg.cpu, &m->cpuid, &m->tsc_khz, err) : own_cpu(m, err);
 	m->cfg.cpu = NULL;
+	m->cfg.cpu_allowed = m->cfg.cpu_needed = NULL;
 	for (unsigned i = 0; i < m->ncpus && !ret; i++)
 		ret = vcpu_create(m, i, err);
 	if (!ret)

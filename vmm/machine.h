@@ -41,6 +41,7 @@ struct machine_net {
 	uint8_t mac[6];
 };
 
+struct cpu_features;
 struct machine_config {
 	uint64_t memory_bytes; /* multiple of 2 MiB */
 	unsigned cpus;	       /* 1..64 */
@@ -50,6 +51,8 @@ struct machine_config {
 	unsigned nnets;
 	const char *serial; /* "socket" (run_dir/console.sock), "file:PATH", "stdio" */
 	const char *run_dir;
+	/* of a machine that begins here: what the guest may see, and what this host must have; NULL: all */
+	const struct cpu_features *cpu_allowed, *cpu_needed;
 	json_t *cpu; /* destination: the source's machine_cpu_describe; NULL: this host's own */
 	/* Called on some thread of the machine, no locks held; must not call machine_destroy. */
 	void (*event)(void *opaque, enum machine_event event, const char *detail);

@@ -137,6 +137,11 @@ int vm_create_machine(struct vm *vm, json_t *cpu, struct error *err)
 		.event = machine_event_cb,
 		.opaque = vm,
 	};
+	struct cpu_features allowed, needed;
+	if (!cpu && vmdef_cpu_limits(&vm->def, &allowed, &needed)) {
+		mc.cpu_allowed = &allowed;
+		mc.cpu_needed = &needed;
+	}
 	if (!strncmp(mc.serial, "file:", 5) && mc.serial[5] != '/') {
 		snprintf(serial, sizeof serial, "file:%s/%s", vm->dir, mc.serial + 5);
 		mc.serial = serial;

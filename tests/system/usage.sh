@@ -105,6 +105,12 @@ for sub in start stop pause resume info console delete; do
 	wrong "$sub takes exactly one VM" snvm $sub a b
 done
 wrong "list takes no" snvm list vm1
+for bad in "" "vm1" "vm1 cpu" "vm1 =host" "vm1 cpu=host more"; do
+	read -ra w <<<"$bad"
+	wrong "set takes a VM and KEY=VALUE" snvm set "${w[@]}"
+done
+wrong "baseline takes hosts" snmigrate baseline
+wrong "unknown or ambiguous option '--nonsense'" snmigrate baseline --nonsense
 wrong "--timeout" snvm stop vm1 --timeout -1
 
 # Every option in a help text is one that the program knows...

@@ -13,10 +13,11 @@ _snmigrate() {
 	fi
 	[[ ${words[0]-} == move || ${words[0]-} == check ]] && words=("${words[@]:1}") && set -- move
 	case ${#words[@]}:${words[0]-} in
-	0:*) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_vms) $([[ ${1-} == move ]] || echo move check cancel tune dirty-rate watch resolve partial status history pki)" -- "$cur") ;;
+	0:*) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_vms) $([[ ${1-} == move ]] || echo move check baseline cancel tune dirty-rate watch resolve partial status history pki)" -- "$cur") ;;
 	1:pki) mapfile -t COMPREPLY < <(compgen -W "init issue" -- "$cur") ;;
 	*:pki) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
 	1:partial) mapfile -t COMPREPLY < <(compgen -W "list delete" -- "$cur") ;;
+	*:baseline) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_hosts)" -- "$cur") ;;
 	*:partial | *:status) ;;
 	1:cancel | 1:tune | 1:dirty-rate | 1:watch | 1:resolve | 1:history) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_vms)" -- "$cur") ;;
 	1:*) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_hosts)" -- "$cur") ;;
@@ -30,9 +31,10 @@ _snvm() {
 		return
 	fi
 	case ${#words[@]}:${words[0]-} in
-	0:*) mapfile -t COMPREPLY < <(compgen -W "create start stop pause resume list info console delete" -- "$cur") ;;
+	0:*) mapfile -t COMPREPLY < <(compgen -W "create start stop pause resume list info console set delete" -- "$cur") ;;
 	*:create) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
 	1:list) ;;
+	2:set) mapfile -t COMPREPLY < <(compgen -W "cpu=host cpu=x86-64-v2 cpu=x86-64-v3 cpu=baseline:" -- "$cur") ;;
 	1:*) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_vms)" -- "$cur") ;;
 	esac
 }

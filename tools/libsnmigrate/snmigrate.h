@@ -21,6 +21,7 @@ int snmigrate_dirty_rate(struct snmigrate *s, int argc, char **argv);
 int snmigrate_cancel(struct snmigrate *s, int argc, char **argv);
 int snmigrate_resolve(struct snmigrate *s, int argc, char **argv);
 int snmigrate_partial(struct snmigrate *s, int argc, char **argv);
+int snmigrate_baseline(struct snmigrate *s, int argc, char **argv);
 int snmigrate_check(struct snmigrate *s, int argc, char **argv);
 /* tools/libsnmigrate/history.c */
 int snmigrate_history(struct snmigrate *s, int argc, char **argv);

@@ -78,7 +78,8 @@ static int stop_all(const struct snvm *s, bool force, unsigned long seconds)
 {
 	json_t *reply = NULL, *vm;
 	size_t i;
-	int status = client_request("snvm", s->control, json_pack("{s:s}", "cmd", "list"), &reply, CALL_TIMEOUT_MS);
+	int status = client_request("snvm", s->control, json_pack("{s:s}", "cmd", "list"), &reply,
+				    CALL_TIMEOUT_MS);
 	if (status)
 		return status;
 	json_array_foreach(json_object_get(reply, "vms"), i, vm)
@@ -136,4 +137,22 @@ int snvm_stop(const struct snvm *s, int argc, char **argv)
 		return stop_all(s, force, seconds);
 	const char *name = snvm_one_name(argc, argv, optind);
 	return name ? stop_one(s, name, force, seconds) : EXIT_USAGE;
+}
+
+int snvm_set(const struct snvm *s, int argc, char **argv)
+{
+	static const struct option none[] = {{0}};
+	if (getopt_long(argc, argv, "", none, NULL) != -1)
+		return client_option_error("snvm", argv);
+	const char *equals = argc - optind == 2 ? strchr(argv[optind + 1], '=') : NULL;
+	if (!equals || equals == argv[optind + 1])
+		return snvm_usage_error("set takes a VM and KEY=VALUE");
+	char key[32], base[4096];
+	snprintf(key, sizeof key, "%.*s", (int)(equals - argv[optind + 1]), argv[optind + 1]);
+	if (!getcwd(base, sizeof base))
+		return snvm_usage_error("set: this folder has no path");
+	return client_request("snvm", s->control,
+			      json_pack("{s:s, s:s, s:s, s:s, s:s}", "cmd", "set", "vm", argv[optind], "key",
+					key, "value", equals + 1, "base_dir", base),
+			      NULL, CALL_TIMEOUT_MS);
 }
