@@ -11,7 +11,6 @@
  */
 #include <errno.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -544,29 +543,8 @@ static void wait_for_work(struct session *s, uint64_t bandwidth_ns)
 static void run_pass(struct session *s)
 {
 	struct mirror *m = s->m;
-	bool waited = false;
-	uint64_t t0 = clock_now_ns(), aw = 0, al = 0, ar = 0, aa = 0, aq = 0, tt = 0, tw = 0;
-	bool done = false;
 	while (!quit(s)) {
 		uint64_t wait_ns = 0;
-		uint64_t t1 = clock_now_ns(), dt = t1 - t0;
-		if (!done) {
-			aw += dt * s->writing;
-			al += dt * s->limit;
-			ar += dt * s->reading;
-			aa += dt * s->active;
-			unsigned nq = 0;
-			for (struct copy_job *j = s->queued.first; j; j = j->next)
-				nq++;
-			aq += dt * nq;
-			tt += dt;
-			if (waited)
-				tw += dt;
-			if (s->announced)
-				done = true;
-		}
-		waited = false;
-		t0 = t1;
 		struct copy_job *job = queue_pop(&s->events);
 		if (job) {
 			enum copy_state state = job->state;
@@ -586,14 +564,9 @@ static void run_pass(struct session *s)
 			}
 			if (finished)
 				announce(s);
-			waited = true;
 			wait_for_work(s, wait_ns);
 		}
 	}
-	fprintf(stderr,
-		"STAT writing %.1f limit %.1f reading %.1f active %.1f queued %.1f waited %.2f of %.2f\n",
-		(double)aw / tt, (double)al / tt, (double)ar / tt, (double)aa / tt, (double)aq / tt, tw / 1e9,
-		tt / 1e9);
 }
 
 static void *copy_main(void *arg)

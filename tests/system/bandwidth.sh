@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Alone: judges rates
 # --bandwidth holds what all disks send together, "snmigrate tune" changes it in flight, and the guest writes on meanwhile.
 source "$(dirname "$0")/lib.sh"
 source "$(dirname "$0")/refuse_lib.sh"

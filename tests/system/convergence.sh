@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Alone: judges rates
 # A guest that dirties its memory at twice what the link carries: --priority, --on-exceed and the budget of --max-downtime,
 # that it always gets its speed back; and snmigrate dirty-rate. SNM_BRIEF=1 leaves out the move that goes over the budget.
 source "$(dirname "$0")/lib.sh"

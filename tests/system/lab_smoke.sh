@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Alone: emulated hosts
 # The lab itself: two hosts with a working /dev/kvm, control path, network cut, power loss, and the Linux guest run by QEMU
 # in a host, judged as the tests of snmigrate judge it. What fails here is not snmigrate's fault.
 set -euo pipefail

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Alone: judges what a guest's write waits
 # The link drops every packet for CUT_S seconds at 10, 50 and 90 % of the copy, with a guest that writes: no error in the guest, no
 # write slower than 100 ms because of it, and what had arrived is not sent again. Once with a silence limit above the cut (the disk
 # sessions are dialled again), once below it (the move begins a new attempt and compares what is there).

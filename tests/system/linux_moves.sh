@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Alone: emulated hosts
 # A Debian guest with two ext4 disks, two vCPUs, fsync recorders and an open TCP connection moves host1 -> host2, then
 # back and forth, MOVES times in all; then every record that arrived is on its disks.
 source "$(dirname "$0")/linux_lib.sh"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Alone: emulated host
 # The native test guest itself, judged on QEMU: it runs clean, it sees what it is there to see (a changed page, a changed
 # sector, a stop), and it comes through a migration that somebody else's VMM performs. What fails here is not snmigrate's
 # fault.

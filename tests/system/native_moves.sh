@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Alone: judges the guest's gaps
 # The native guest (1 GiB, 100 MB/s dirtied, two disks in use) moves back and forth MOVES times: no bad page, no bad sector.
 source "$(dirname "$0")/lib.sh"
 require_kvm

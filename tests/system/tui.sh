@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Alone: a terminal that is watched
 # The full-screen view of snmigrate in real terminals (tmux): sizes, resizing, keys, terminals that can little, names that would
 # steer a terminal, and that leaving it in whatever way never ends the move.
 source "$(dirname "$0")/lib.sh"
