@@ -194,6 +194,16 @@ static void measure_dirty_rate(struct mem_sender *s, uint64_t npages, uint64_t t
 	atomic_store(&s->dirty_rate, atomic_load(&s->round) == 1 ? rate : (before + rate) / 2);
 }
 
+/* Of the last round: it waits for no bandwidth, which the others do. */
+static double last_rate(struct mem_sender *s)
+{
+	pthread_mutex_lock(&s->lock);
+	double burst = s->burst_rate;
+	pthread_mutex_unlock(&s->lock);
+	bool limited = s->opt.bandwidth && rate_limit_get(s->opt.bandwidth);
+	return limited && burst > s->rate ? burst : s->rate;
+}
+
 /* The round that began at `began_ns` with so many dirty pages left `dirty` of them. */
 static enum mem_pace_verdict judge(struct mem_sender *s, uint64_t began_ns, uint64_t now_ns, uint64_t began,
 				   uint64_t dirty)
@@ -201,7 +211,7 @@ static enum mem_pace_verdict judge(struct mem_sender *s, uint64_t began_ns, uint
 	struct mem_prediction p = {
 		.dirty_bytes = dirty * MEM_PAGE_BYTES,
 		.dirty_bytes_per_s = (double)atomic_load(&s->dirty_rate),
-		.rate_bytes_per_s = s->rate,
+		.rate_bytes_per_s = last_rate(s),
 		.collect_us = s->collect_ns / 1000,
 		.round_trip_us = s->round_trip_ns / 1000,
 		.pause = s->opt.pause,
@@ -212,7 +222,7 @@ static enum mem_pace_verdict judge(struct mem_sender *s, uint64_t began_ns, uint
 		.ns = now_ns - began_ns,
 		.began_bytes = began * MEM_PAGE_BYTES,
 		.left_bytes = p.dirty_bytes,
-		.rate_bytes_per_s = s->rate,
+		.rate_bytes_per_s = p.rate_bytes_per_s,
 	};
 	double speed = s->pace.speed;
 

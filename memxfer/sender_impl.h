@@ -24,6 +24,8 @@ struct mem_worker {
 	uint64_t jobs_done;
 	uint64_t beats_sent, beats_answered;
 	uint64_t beat_waits_since_ns; /* 0 = every beat is answered */
+	uint64_t burst_beat;	      /* that follows a burst which is measured; 0 = none */
+	uint64_t burst_ns, burst_bytes;
 	bool ended, acked;
 };
 
@@ -55,6 +57,7 @@ struct mem_sender {
 	uint64_t jobs_posted;
 	bool exiting;
 	struct error failure; /* the first */
+	double burst_rate;    /* of what waited for its bandwidth; 0 = nothing did */
 	/* mem_sender_stats' moving average */
 	uint64_t stat_ns, stat_pages;
 	double stat_rate;

@@ -13,6 +13,8 @@
 #define BEAT_MAX_MS	  1000u
 #define BEAT_MIN_MS	  10u
 #define BANDWIDTH_LOOK_MS 50u /* so often a changed bandwidth is seen */
+#define BURST_LEAST_BYTES (512u << 10)
+#define BURST_WEIGHT	  0.2
 
 void mem_deadline(struct timespec *ts, unsigned ms)
 {
@@ -123,6 +125,41 @@ static int wait_for_bandwidth(struct mem_worker *w, uint64_t quiet_ns, struct er
 	return 0;
 }
 
+/*
+ * What waited for its bandwidth finds an idle link. How long it takes to arrive, which the answer to a beat
+ * behind it tells, is how fast the last round will go, which waits for none. `pages` were sent since
+ * begin_ns.
+ */
+static int measure_burst(struct mem_worker *w, uint64_t begin_ns, uint64_t pages, struct error *err)
+{
+	struct mem_sender *s = w->sender;
+
+	pthread_mutex_lock(&s->lock);
+	bool wanted = !w->burst_beat && pages * MEM_PAGE_BYTES >= BURST_LEAST_BYTES;
+	if (wanted) {
+		w->burst_beat = w->beats_sent + 1;
+		w->burst_ns = begin_ns;
+		w->burst_bytes = pages * MEM_PAGE_BYTES;
+	}
+	pthread_mutex_unlock(&s->lock);
+	return wanted ? send_beat(w, err) : 0;
+}
+
+/* A beat was answered. s->lock held. */
+static void burst_arrived(struct mem_worker *w)
+{
+	struct mem_sender *s = w->sender;
+	uint64_t took = clock_now_ns() - w->burst_ns;
+
+	if (!w->burst_beat || w->beats_answered < w->burst_beat)
+		return;
+	w->burst_beat = 0;
+	if (took <= s->round_trip_ns)
+		return;
+	double rate = (double)w->burst_bytes * 1e9 / (double)(took - s->round_trip_ns);
+	s->burst_rate = s->burst_rate > 0 ? s->burst_rate + (rate - s->burst_rate) * BURST_WEIGHT : rate;
+}
+
 static int do_round(struct mem_worker *w, struct error *err)
 {
 	struct mem_sender *s = w->sender;
@@ -140,11 +177,15 @@ static int do_round(struct mem_worker *w, struct error *err)
 			continue;
 		if (atomic_load_explicit(&s->stop, memory_order_relaxed))
 			return error_set(err, ECANCELED, "memory transfer was stopped");
+		bool waited = rate_limit_wait_ns(s->opt.bandwidth) > 0;
 		ret = wait_for_bandwidth(w, quiet_ns, err);
+		uint64_t begin_ns = clock_now_ns(), pages = w->tx.totals.data_pages;
 		if (ret == 0)
 			ret = s->opt.dirty.clear(s->opt.dirty.opaque, first, n, s->dirty, err);
 		if (ret == 0)
 			ret = mem_tx_pages(&w->tx, s->dirty, first, n, err);
+		if (ret == 0 && waited)
+			ret = measure_burst(w, begin_ns, w->tx.totals.data_pages - pages, err);
 		if (ret < 0)
 			return ret;
 		bitmap_clear_range(s->dirty, first, n);
@@ -312,6 +353,7 @@ void *mem_sender_reader(void *arg)
 			ret = error_set(&err, EPROTO, "the destination acknowledged an end before it came");
 		} else {
 			w->beats_answered++;
+			burst_arrived(w);
 			w->beat_waits_since_ns = w->beats_answered < w->beats_sent ? clock_now_ns() : 0;
 		}
 		pthread_cond_broadcast(&s->changed);

@@ -8,9 +8,9 @@ source "$(dirname "$0")/refuse_lib.sh"
 require_kvm
 DISK_MB=8 CPUS=2
 hosts_up
-native_vm a vm1 128M "ws=32 rate=84 touch=8 zero=1 scan=4 disk=off hb=400"
+native_vm a vm1 192M "ws=96 rate=168 touch=8 zero=1 scan=4 disk=off hb=400"
 wait_touched a vm1
-LIMIT=40M
+LIMIT=80M BUDGET=25
 
 # speed HOST: pages a second that the guest rewrites
 speed() {
@@ -31,7 +31,7 @@ full_speed() {
 # move HOST EXIT OPTION...: in $T/move.json
 move() {
 	local rc=0
-	snmigrate "$1" vm1 "host$(other "$1")" --with-storage --json --bandwidth $LIMIT "${@:3}" >"$T/move.json" 2>"$T/move.err" || rc=$?
+	snmigrate "$1" vm1 "host$(other "$1")" --with-storage --json --bandwidth $LIMIT --max-downtime $BUDGET "${@:3}" >"$T/move.json" 2>"$T/move.err" || rc=$?
 	end=$(tail -n 1 "$T/move.json")
 	echo "host$1 ${*:3}: exit $rc: $(jq -c '[.result, .rounds, .total_ms, .downtime_ms, .predicted_downtime_ms, .guest_slowed_percent, .guest_slowed_ms]' <<<"$end")"
 	[ $rc = "$2" ] || fail "${*:3}: exit $rc, not $2: $end"
@@ -40,10 +40,10 @@ says() { jq -e "$1" <<<"$end" >/dev/null || fail "$2: $end"; }
 slowed() { jq -r '.guest_slowed_percent // empty' "$T/move.json" | sort -n | tail -n 1; }
 before=$(speed a)
 
-# What it dirties is known beforehand: 32 MiB, over and over, at 84 MB/s. Counted are tenths of a second, so a busy machine shows less.
+# What it dirties is known beforehand: 96 MiB, over and over, at 168 MB/s. Counted are tenths of a second, so a busy machine shows less.
 snmigrate a dirty-rate vm1 --seconds 2 --json >"$T/rate.json" || fail "dirty-rate: exit $?"
-jq -e '.vm == "vm1" and .seconds == 2 and .working_set_bytes >= 33554432 and .working_set_bytes < 40000000 and .memory_bytes == 134217728
-	and .dirty_bytes_per_s > 50e6 and .dirty_bytes_per_s < 100e6 and .most_dirty_bytes_per_s >= .dirty_bytes_per_s' "$T/rate.json" >/dev/null ||
+jq -e '.vm == "vm1" and .seconds == 2 and .working_set_bytes > 99e6 and .working_set_bytes < 110e6 and .memory_bytes == 201326592
+	and .dirty_bytes_per_s > 100e6 and .dirty_bytes_per_s < 190e6 and .most_dirty_bytes_per_s >= .dirty_bytes_per_s' "$T/rate.json" >/dev/null ||
 	fail "dirty-rate: $(jq -c . "$T/rate.json")"
 snmigrate a dirty-rate vm1 --seconds 1 >"$T/out" || fail "dirty-rate: exit $?"
 grep -qE '^vm1 dirties [0-9.]+ MB/s \(at most [0-9.]+ MB/s\), [0-9.]+ MB of its memory in 1 s$' "$T/out" || fail "dirty-rate says: $(cat "$T/out")"
@@ -59,10 +59,10 @@ refuse 3 "being measured already" snmigrate a dirty-rate vm1
 
 # Nothing may slow it, so the budget breaks: the move is given up, after no more rounds than were allowed.
 move a 5 --priority guest --max-rounds 4 --on-exceed cancel
-says '.result == "cancelled" and .rounds == 4 and .guest_slowed_percent == 0 and .predicted_downtime_ms > 50' "given up"
-says '.reason | test("downtime of about [0-9]+ ms.*50 ms")' "the reason"
+says '.result == "cancelled" and .rounds == 4 and .guest_slowed_percent == 0 and .predicted_downtime_ms > 25' "given up"
+says '.reason | test("downtime of about [0-9]+ ms.*25 ms")' "the reason"
 [ "$(slowed)" = 0 ] || fail "it was slowed by $(slowed) %"
-jq -es '[.[] | .predicted_downtime_ms // empty] | length > 1 and .[-1] > 50' "$T/move.json" >/dev/null || fail "no prediction in the progress"
+jq -es '[.[] | .predicted_downtime_ms // empty] | length > 1 and .[-1] > 25' "$T/move.json" >/dev/null || fail "no prediction in the progress"
 rc=0; wait $measurer || rc=$?
 [ $rc = 3 ] && grep -q "VM vm1 is being moved" "$T/rate.err" || fail "the measurement: exit $rc: $(cat "$T/rate.err" "$T/rate.out")"
 untouched a vm1
@@ -70,7 +70,8 @@ full_speed a "after the move that was given up"
 
 # Slowed as far as it needs, it fits the budget; the other host's guest is as fast as ever.
 move a 0 --priority finish
-says '.result == "moved" and .predicted_downtime_ms <= 50 and .max_downtime_ms == 50' "the prediction"
+says '.result == "moved" and .predicted_downtime_ms <= 25 and .max_downtime_ms == 25' "the prediction"
+# what it came to: twice the budget is for a machine that was busy in that moment
 says '.downtime_ms <= 50' "the downtime"
 says '.guest_slowed_percent > 40 and .guest_slowed_percent <= 99 and .guest_slowed_ms > 0' "slowed"
 jq -es '[.[] | select(.event == "message") | .text] | any(test("slowed down"))' "$T/move.json" >/dev/null || fail "no message says that it is slowed"
@@ -81,7 +82,7 @@ full_speed b "moved"
 
 # A cancel gives it its speed back, too.
 : >"$T/move.json"
-snmigrate b vm1 hosta --with-storage --json --bandwidth $LIMIT --priority finish --max-downtime 20 >"$T/move.json" 2>"$T/move.err" &
+snmigrate b vm1 hosta --with-storage --json --bandwidth $LIMIT --priority finish --max-downtime $BUDGET >"$T/move.json" 2>"$T/move.err" &
 mover=$!
 for _ in $(seq 400); do [ "$(slowed)" -gt 40 ] 2>/dev/null && break; sleep 0.05; done
 [ "$(slowed)" -gt 40 ] || fail "the guest was not slowed: $(tail -n 2 "$T/move.json")"
@@ -94,8 +95,9 @@ full_speed b "after the cancel"
 
 # Without a word it goes over the budget at the limit, and says what was expected.
 if [ "${SNM_BRIEF:-}" != 1 ]; then
-	move b 0 --priority guest --max-rounds 3 --max-downtime 20
-	says '.result == "moved" and .rounds >= 3 and .rounds <= 4 and .predicted_downtime_ms > 20 and .guest_slowed_percent == 0' "over the budget"
+	move b 0 --priority guest --max-rounds 3
+	# one after the disks, and the last one, are counted, too
+	says '.result == "moved" and .rounds >= 3 and .rounds <= 5 and .predicted_downtime_ms > 25 and .guest_slowed_percent == 0' "over the budget"
 	full_speed a "moved over the budget"
 fi
 echo "figure: $figure; $vcpus of 2 vCPUs slowed"

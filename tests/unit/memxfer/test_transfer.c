@@ -637,6 +637,40 @@ START_TEST(test_guest_that_outruns_the_link_is_slowed)
 }
 END_TEST
 
+/* The last round is not held to the bandwidth, and so is not predicted as if it were. */
+START_TEST(test_prediction_under_a_bandwidth)
+{
+	struct transfer t = {.nstreams = 2};
+	struct rate_limit limit_rate;
+	uint64_t npages = 4 * PAGES_PER_REGION; /* 8 MiB */
+	struct mem_stats st;
+	bool limit;
+
+	rate_limit_init(&limit_rate, 10 << 20);
+	transfer_open(&t, npages);
+	for (uint64_t p = 0; p < npages; p++)
+		page_fill(&t.src, p, p + 1);
+	t.log.always_dirty = npages;
+	t.so.compress = MEM_COMPRESS_OFF;
+	t.so.downtime_target_ms = 0;
+	t.so.max_rounds = 1;
+	t.so.bandwidth = &limit_rate;
+	transfer_start(&t);
+	ck_assert_int_eq(mem_sender_precopy(t.sender, &limit, &t.err), 0);
+	mem_sender_stats(t.sender, &st);
+	ck_assert_uint_gt(st.predicted_downtime_us, 0);
+	ck_assert_msg(st.predicted_downtime_us < 400000, "%llu us, %u at the limited rate",
+		      (unsigned long long)st.predicted_downtime_us, 800000);
+	/* without a limit the rounds tell the rate */
+	rate_limit_set(&limit_rate, 0);
+	ck_assert_int_eq(mem_sender_catch_up(t.sender, &limit, &t.err), 0);
+	transfer_finish(&t);
+	check_equal(&t);
+	transfer_close(&t);
+	rate_limit_destroy(&limit_rate);
+}
+END_TEST
+
 START_TEST(test_options_are_checked)
 {
 	struct transfer t = {.nstreams = 1};
@@ -686,6 +720,7 @@ int main(void)
 	tcase_add_test(tc, test_stats_while_running);
 	tcase_add_test(tc, test_prefault_and_populated_regions);
 	tcase_add_test(tc, test_guest_that_outruns_the_link_is_slowed);
+	tcase_add_test(tc, test_prediction_under_a_bandwidth);
 	tcase_add_test(tc, test_options_are_checked);
 	suite_add_tcase(suite, tc);
 	runner = srunner_create(suite);
