@@ -99,7 +99,9 @@ static void release_all(struct machine *m)
 {
 	for (unsigned i = 0; i < m->ncpus; i++)
 		__atomic_store_n(&m->vcpus[i].off_turn, false, __ATOMIC_RELEASE);
-	pthread_cond_broadcast(&m->cond);
+	/* In a pause nobody is to be woken for nothing; its end wakes all. */
+	if (m->allowed)
+		pthread_cond_broadcast(&m->cond);
 }
 
 /* Caller holds m->lock. False: the shares have changed, or it is over. */

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A guest that is slowed: by how much, through pauses and saved states, and at full speed again. */
 #include <check.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/bitmap.h"
 #include "base/clock.h"
 #include "tests/unit/vmm/tiny_kernel.h"
-#include "vmm/machine.h"
-#include "vmm/memory.h"
+#include "vmm/machine_internal.h"
 #include "vmm/state.h"
 
 #define MEMORY_BYTES (32u << 20)
@@ -68,13 +69,19 @@ static void wait_count(struct machine *m, uint32_t more)
 	ck_assert_uint_ge(count(m) - from, more);
 }
 
-/* Counts a second. */
-static double rate(struct machine *m)
+/* Which part of SPAN_MS its first vCPU ran for: by the processor's time, as a busy machine may have had none
+ * for it. */
+static double share(struct machine *m)
 {
-	uint32_t from = count(m);
-	uint64_t at = clock_now_us();
+	clockid_t clock;
+	struct timespec before, after;
+	ck_assert_int_eq(pthread_getcpuclockid(m->vcpus[0].thread, &clock), 0);
+	uint64_t at = clock_now_ns();
+	clock_gettime(clock, &before);
 	clock_sleep_ms(SPAN_MS);
-	return (count(m) - from) * 1e6 / (double)(clock_now_us() - at);
+	clock_gettime(clock, &after);
+	return ((double)(after.tv_sec - before.tv_sec) * 1e9 + (double)(after.tv_nsec - before.tv_nsec)) /
+	       (double)(clock_now_ns() - at);
 }
 
 static void slow(struct machine *m, double speed, double least)
@@ -84,27 +91,29 @@ static void slow(struct machine *m, double speed, double least)
 	ck_assert_msg(ret == 0, "%s", err.message);
 }
 
-/* On a busy machine a guest may get less time than it is allowed, never more. */
 START_TEST(a_slowed_guest_gets_its_share_and_all_of_it_back)
 {
 	struct machine *m = counting(1);
 	wait_count(m, 1000);
-	double full = rate(m), quarter, least, again;
 	ck_assert_uint_eq(machine_slowed(m, NULL), 0);
 	slow(m, 0.25, 0.01);
 	ck_assert_uint_eq(machine_slowed(m, NULL), 75);
-	quarter = rate(m);
+	double quarter = share(m);
+	wait_count(m, 1);
 	slow(m, 0.02, 0.01);
-	least = rate(m);
+	double least = share(m);
+	wait_count(m, 1);
 	machine_unslow(m);
 	ck_assert_uint_eq(machine_slowed(m, NULL), 0);
-	again = rate(m);
-	printf("counts a second: %.0f; at 25 %%: %.0f, at 2 %%: %.0f, again %.0f\n", full, quarter, least,
-	       again);
-	double fastest = full > again ? full : again;
-	ck_assert(quarter > 0 && quarter < 0.45 * fastest);
-	ck_assert(least > 0 && least < 0.2 * fastest && least < quarter);
-	ck_assert(again > 2 * quarter);
+	/* more than a slowed one may ever get, as soon as the machine has it */
+	double again = share(m);
+	for (uint64_t until = clock_now_ms() + WAIT_MS; again < 0.4 && clock_now_ms() < until;)
+		again = share(m);
+	printf("slowed to 25 %%: ran for %.1f %% of the time, to 2 %%: %.1f %%; again: %.1f %%\n",
+	       quarter * 100, least * 100, again * 100);
+	ck_assert(quarter > 0 && quarter < 0.4);
+	ck_assert(least > 0 && least < 0.15);
+	ck_assert(again >= 0.4);
 	machine_destroy(m);
 }
 END_TEST
