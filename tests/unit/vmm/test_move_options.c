@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* {"cmd":"migrate"} as it comes in: what is a move's priority and budget, and what is refused by name. */
+#include <check.h>
+#include <errno.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "vmm/move.h"
+
+static int parse(const char *options, struct move_options *opt, struct error *err)
+{
+	json_t *o = json_loads(options, 0, NULL);
+	ck_assert_msg(o != NULL, "%s", options);
+	json_t *request = json_pack("{s:s, s:s, s:i, s:o}", "address", "192.0.2.1:16516", "peer", "hostb",
+				    "epoch", 7, "options", o);
+	int ret = move_options_parse(request, opt, err);
+	json_decref(request);
+	return ret;
+}
+
+START_TEST(what_nobody_says)
+{
+	struct move_options opt;
+	ck_assert_int_eq(parse("{\"priority\":null,\"on_exceed\":null}", &opt, NULL), 0);
+	ck_assert_uint_eq(opt.max_downtime_ms, 50);
+	ck_assert_uint_eq(opt.max_rounds, 30);
+	ck_assert_uint_eq(opt.max_time_ms, 0);
+	ck_assert_int_eq(opt.priority, MOVE_PRIORITY_BALANCED);
+	ck_assert_int_eq(opt.on_exceed, MOVE_EXCEED_THROTTLE);
+}
+END_TEST
+
+START_TEST(what_somebody_says)
+{
+	struct move_options opt;
+	ck_assert_int_eq(parse("{\"priority\":\"guest\",\"on_exceed\":\"cancel\",\"max_downtime_ms\":20,"
+			       "\"max_rounds\":4,\"max_time_ms\":90000}",
+			       &opt, NULL),
+			 0);
+	ck_assert_int_eq(opt.priority, MOVE_PRIORITY_GUEST);
+	ck_assert_int_eq(opt.on_exceed, MOVE_EXCEED_CANCEL);
+	ck_assert_uint_eq(opt.max_downtime_ms, 20);
+	ck_assert_uint_eq(opt.max_rounds, 4);
+	ck_assert_uint_eq(opt.max_time_ms, 90000);
+	ck_assert_int_eq(parse("{\"priority\":\"finish\",\"on_exceed\":\"throttle\"}", &opt, NULL), 0);
+	ck_assert_int_eq(opt.priority, MOVE_PRIORITY_FINISH);
+	ck_assert_int_eq(opt.on_exceed, MOVE_EXCEED_THROTTLE);
+}
+END_TEST
+
+static const struct {
+	const char *options, *named;
+} wrong[] = {
+	{"{\"priority\":\"fast\"}", "priority"},
+	{"{\"priority\":\"\"}", "priority"},
+	{"{\"priority\":1}", "priority"},
+	{"{\"priority\":[]}", "priority"},
+	{"{\"on_exceed\":\"go\"}", "on_exceed"},
+	{"{\"on_exceed\":true}", "on_exceed"},
+	{"{\"max_downtime_ms\":-1}", "max_downtime"},
+	{"{\"max_rounds\":\"4\"}", "max_rounds"},
+	{"{\"max_time_ms\":1e3}", "max_time"},
+};
+
+START_TEST(what_is_wrong_is_named)
+{
+	struct move_options opt;
+	struct error err = ERROR_INIT;
+	ck_assert_int_eq(parse(wrong[_i].options, &opt, &err), -EINVAL);
+	ck_assert_msg(strstr(err.message, wrong[_i].named) != NULL, "%s", err.message);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("move_options");
+	TCase *t = tcase_create("move_options");
+	tcase_add_test(t, what_nobody_says);
+	tcase_add_test(t, what_somebody_says);
+	tcase_add_loop_test(t, what_is_wrong_is_named, 0, sizeof wrong / sizeof *wrong);
+	suite_add_tcase(suite, t);
+	SRunner *runner = srunner_create(suite);
+	srunner_run_all(runner, CK_NORMAL);
+	int failed = srunner_ntests_failed(runner);
+	srunner_free(runner);
+	return failed != 0;
+}
