@@ -114,6 +114,14 @@ class Serial:
             return later if len(later) >= n else None
         return self.wait(enough, "heartbeat")
 
+    def last_beat(self):
+        return max(self.wait(self.beats, "heartbeat"), key=lambda b: b["seq"])
+
+    def pages_per_s(self, since):
+        """Rewritten from that heartbeat to the next one from now."""
+        now = self.beats_after(self.last_seq(), 1)[-1]
+        return (now["pages"] - since["pages"]) * 1e3 / (now["t"] - since["t"])
+
     def longest_gap_ms(self, seq):
         """Of all that the guest saw from heartbeat `seq` to the second one from now. The first heartbeat after `touched`
         is not among them: it counts the touching."""
@@ -147,7 +155,7 @@ def read_console(path):
 
 def cmdline(touch, extra):
     # disks are the other benchmark's: this guest leaves them alone
-    return f"disk=off hb=50 touch={touch} {extra} zero=0"  # of two the guest takes the first
+    return f"disk=off touch={touch} {extra} hb=50 zero=0"  # of two the guest takes the first
 
 
 # --- ours ---
@@ -230,7 +238,8 @@ class OurGuest:
         self.serial.touched()
 
     def move(self, *options):
-        seq = self.serial.last_seq()
+        before = self.serial.last_beat()
+        seq = before["seq"]
         out = self.hosts.run("snmigrate", "move", self.name, "ab"[1 - self.host], "--with-storage", "--json", *options,
                              host=self.host)
         self.host = 1 - self.host
@@ -240,7 +249,7 @@ class OurGuest:
         # until the guest runs there; what is cleaned up after that costs it nothing
         return {"wall_s": (began["cleanup"] - began["memory"]) / 1e3, "total_s": end["total_ms"] / 1e3,
                 "downtime_ms": end["downtime_ms"], "gap_ms": self.serial.longest_gap_ms(seq),
-                "wire_bytes": end["wire_bytes"], "end": end}
+                "pages_per_s": self.serial.pages_per_s(before), "wire_bytes": end["wire_bytes"], "end": end}
 
     def close(self):
         self.hosts.run("snvm", "stop", self.name, "--force", host=self.host)
@@ -276,26 +285,39 @@ class QemuGuest:
                          os.path.join(self.folder, "qemu.log"))
 
     @staticmethod
-    def prepare(q, channels, compression, downtime_ms):
+    def prepare(q, channels, compression, downtime_ms, auto_converge=False):
+        if auto_converge:
+            q.command("migrate-set-capabilities", capabilities=[{"capability": "auto-converge", "state": True}])
         parameters = {"max-bandwidth": 1 << 40, "downtime-limit": downtime_ms}
         if channels:
             q.command("migrate-set-capabilities", capabilities=[{"capability": "multifd", "state": True}])
             parameters |= {"multifd-channels": channels, "multifd-compression": compression}
         q.command("migrate-set-parameters", **parameters)
 
-    def move(self, channels=0, compression="none", downtime_ms=50):
-        seq = self.serial.last_seq()
+    def give_up(self):
+        self.qemu.command("migrate_cancel")
+        while self.qemu.command("query-migrate").get("status") == "cancelling":
+            time.sleep(BUSY_WAIT_S)
+
+    def move(self, channels=0, compression="none", downtime_ms=50, auto_converge=False, give_up_s=MOVE_TIMEOUT_S):
+        """None: it has not come to its end in give_up_s."""
+        before = self.serial.last_beat()
+        seq = before["seq"]
         there = 1 - self.host
         port = peers.free_port()
         to = self.start(there, ["-incoming", "defer"])
         try:
             self.prepare(to, channels, compression, downtime_ms)
-            self.prepare(self.qemu, channels, compression, downtime_ms)
+            self.prepare(self.qemu, channels, compression, downtime_ms, auto_converge)
             uri = f"tcp:{self.link.addresses[there]}:{port}"
             to.command("migrate-incoming", uri=uri)
             self.qemu.command("migrate", uri=uri)
-            deadline = time.monotonic() + MOVE_TIMEOUT_S
+            deadline = time.monotonic() + give_up_s
             while (info := self.qemu.command("query-migrate")).get("status") != "completed":
+                if time.monotonic() > deadline and give_up_s < MOVE_TIMEOUT_S:
+                    self.give_up()
+                    to.close()
+                    return None
                 if info.get("status") in ("failed", "cancelled") or time.monotonic() > deadline:
                     raise RuntimeError(f"QEMU's migration: {info.get('status')}: {info.get('error-desc', '')}")
                 time.sleep(BUSY_WAIT_S)
@@ -306,7 +328,7 @@ class QemuGuest:
         self.qemu, self.host = to, there
         return {"wall_s": info["total-time"] / 1e3, "total_s": info["total-time"] / 1e3,
                 "downtime_ms": float(info["downtime"]), "gap_ms": self.serial.longest_gap_ms(seq),
-                "wire_bytes": info["ram"]["transferred"]}
+                "pages_per_s": self.serial.pages_per_s(before), "wire_bytes": info["ram"]["transferred"]}
 
     def close(self):
         self.qemu.close()
