@@ -72,8 +72,8 @@ struct check_facts {
 	uint64_t link_bytes_per_s, round_trip_us;
 	char link_error[CHECK_TEXT_BYTES];
 
-	uint64_t dirty_bytes_per_s; /* at its last move */
-	bool dirty_known;
+	uint64_t dirty_bytes_per_s;  /* of its memory, by the guest */
+	bool dirty_known, dirty_now; /* now: measured for the check, not at its last move */
 
 	/* how it would be moved */
 	unsigned max_downtime_ms; /* aimed at */

@@ -131,7 +131,8 @@ static void judge_cpu(const struct check_facts *f, struct check_line *l)
 	} else {
 		char model[CPU_MODEL_BYTES];
 		cpu_model(f->host.table, model);
-		say(l, CHECK_PASS, "%s has every feature that the guest has seen (%s)", f->there, *model ? model : host.vendor);
+		say(l, CHECK_PASS, "%s has every feature that the guest has seen (%s)", f->there,
+		    *model ? model : host.vendor);
 	}
 }
 
@@ -386,25 +387,25 @@ static void judge_dirty(const struct check_facts *f, struct check_line *l)
 {
 	if (!f->dirty_known || !f->link_bytes_per_s) {
 		say(l, CHECK_PASS, "not measured: %s",
-		    f->dirty_known ? "the link was not" : "this is known of a VM that was moved before");
+		    f->dirty_known ? "the link was not"
+				   : "only a running guest, or one that was moved, shows it");
 		return;
 	}
+	const char *when = f->dirty_now ? "" : "at its last move ",
+		   *does = f->dirty_now ? "changes" : "changed";
 	double dirty = (double)f->dirty_bytes_per_s / 1e6, rate = (double)f->link_bytes_per_s / 1e6;
 	if (f->dirty_bytes_per_s >= f->link_bytes_per_s) {
-		say(l, CHECK_WARNING,
-		    "at its last move the guest changed %.0f MB/s of its memory, the link carries %.0f",
-		    dirty, rate);
+		say(l, CHECK_WARNING, "%sthe guest %s %.0f MB/s of its memory, the link carries %.0f", when,
+		    does, dirty, rate);
 		advise(l, "pre-copy will not end by itself: move at a quieter time, or allow a longer stop "
 			  "(--max-downtime)");
 	} else if (2 * f->dirty_bytes_per_s >= f->link_bytes_per_s) {
-		say(l, CHECK_WARNING,
-		    "at its last move the guest changed %.0f MB/s of its memory, the link carries %.0f",
-		    dirty, rate);
+		say(l, CHECK_WARNING, "%sthe guest %s %.0f MB/s of its memory, the link carries %.0f", when,
+		    does, dirty, rate);
 		advise(l, "pre-copy will take several rounds");
 	} else {
-		say(l, CHECK_PASS,
-		    "at its last move the guest changed %.0f MB/s of its memory, the link carries %.0f",
-		    dirty, rate);
+		say(l, CHECK_PASS, "%sthe guest %s %.0f MB/s of its memory, the link carries %.0f", when,
+		    does, dirty, rate);
 	}
 }
 

@@ -13,7 +13,25 @@
 #include "host/recorder.h"
 
 #define DOWNTIME_DEFAULT_MS 50
+#define DIRTY_SECONDS	    1
 #define DOWNTIME_MAX_MS	    600000
+
+/* Measured now, for a second. */
+static bool measure_dirty_rate(struct vm_ref *vm, struct check_facts *f)
+{
+	json_t *reply = NULL;
+	bool known = false;
+	if (vm_call(vm, json_pack("{s:s, s:i}", "cmd", "dirty-rate", "seconds", DIRTY_SECONDS), &reply, NULL,
+		    NULL) == 0) {
+		const json_t *rate = json_object_get(reply, "dirty_bytes_per_s");
+		known = json_is_integer(rate) && json_integer_value(rate) >= 0;
+		f->dirty_bytes_per_s = known ? (uint64_t)json_integer_value(rate) : 0;
+	}
+	f->dirty_known |= known;
+	f->dirty_now = known;
+	json_decref(reply);
+	return known;
+}
 
 /* What the VM dirtied at its last move, here or on its way here. */
 static void take_dirty_rate(struct daemon *d, const char *uuid, struct check_facts *f)
@@ -138,10 +156,12 @@ int command_check(struct command_context *c, struct error *err)
 		downtime > 0 && downtime <= DOWNTIME_MAX_MS ? (unsigned)downtime : DOWNTIME_DEFAULT_MS;
 	f->backing_chosen = json_is_true(json_object_get(c->request, "backing"));
 	host_facts_collect("", &f->own);
-	take_dirty_rate(d, vm.rec.uuid, f);
 	judge_record(d, &vm, f);
-	if (keeper_is_live(vm.keeper))
+	bool live = keeper_is_live(vm.keeper);
+	if (live)
 		ask_vm(&vm, f);
+	if (!live || !measure_dirty_rate(&vm, f))
+		take_dirty_rate(d, vm.rec.uuid, f);
 	ask_destination(d, &vm, f);
 	reply_ok(c->client, report(f));
 	check_facts_free(f);

@@ -223,6 +223,11 @@ static void dirtier(void)
 {
 	f.dirty_bytes_per_s = 2000000000;
 }
+static void dirtier_now(void)
+{
+	dirtier();
+	f.dirty_now = true;
+}
 static void dirty(void)
 {
 	f.dirty_bytes_per_s = 600000000;
@@ -269,6 +274,7 @@ static const struct {
 	{slow, "link", CHECK_WARNING, "5.0 MB/s", "long"},
 	{far_away, "link", CHECK_WARNING, "round trip of 40.0 ms", "--mirror buffered"},
 	{dirtier, "dirty-rate", CHECK_WARNING, "changed 2000 MB/s", "--max-downtime"},
+	{dirtier_now, "dirty-rate", CHECK_WARNING, "the guest changes 2000 MB/s", "--max-downtime"},
 	{dirty, "dirty-rate", CHECK_WARNING, "changed 600 MB/s", "several rounds"},
 };
 /* clang-format on */
