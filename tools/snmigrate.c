@@ -16,12 +16,19 @@
 static const struct {
 	const char *name;
 	int (*run)(struct snmigrate *s, int argc, char **argv);
-} subcommands[] = {{"move", snmigrate_move},	     {"watch", snmigrate_watch},
-		   {"tune", snmigrate_tune},	     {"dirty-rate", snmigrate_dirty_rate},
-		   {"cancel", snmigrate_cancel},     {"resolve", snmigrate_resolve},
-		   {"partial", snmigrate_partial},   {"check", snmigrate_check},
-		   {"baseline", snmigrate_baseline}, {"history", snmigrate_history},
-		   {"status", snmigrate_status},     {"pki", snmigrate_pki}};
+} subcommands[] = {{"move", snmigrate_move},
+		   {"watch", snmigrate_watch},
+		   {"tune", snmigrate_tune},
+		   {"dirty-rate", snmigrate_dirty_rate},
+		   {"cancel", snmigrate_cancel},
+		   {"resolve", snmigrate_resolve},
+		   {"partial", snmigrate_partial},
+		   {"check", snmigrate_check},
+		   {"baseline", snmigrate_baseline},
+		   {"rehearse", snmigrate_rehearse},
+		   {"history", snmigrate_history},
+		   {"status", snmigrate_status},
+		   {"pki", snmigrate_pki}};
 
 static void usage(FILE *out)
 {
@@ -79,6 +86,8 @@ static void usage(FILE *out)
 	      "                                              all that would be in the way of a move, and "
 	      "what "
 	      "to do\n"
+	      "       snmigrate rehearse VM HOST [OPTION...] all but the handover: predicted against "
+	      "measured\n"
 	      "       snmigrate baseline HOST...             print the CPU features that all of them have, "
 	      "for "
 	      "snvm set\n"

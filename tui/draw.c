@@ -87,7 +87,7 @@ static struct layout plan(const struct view *v, unsigned rows)
 
 static enum style result_style(const struct view *v)
 {
-	if (!strcmp(v->result, "moved"))
+	if (!strcmp(v->result, "moved") || !strcmp(v->result, "rehearsed"))
 		return v->exit_status ? STYLE_WARN : STYLE_GOOD;
 	return strcmp(v->result, "cancelled") ? STYLE_BAD : STYLE_WARN;
 }

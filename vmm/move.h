@@ -69,6 +69,7 @@ struct move_options {
 	unsigned retry_for_s; /* after a lost link; MOVE_AS_CONFIGURED: as this host's configuration says */
 	unsigned keep_partial_s; /* by the destination; MOVE_AS_CONFIGURED: as its configuration says */
 	bool keep_source;
+	bool rehearse; /* ends when the guest would be stopped */
 	bool suspend; /* the guest stays paused at the destination */
 	bool no_tls;  /* data channels only */
 	enum move_backing_choice backing;

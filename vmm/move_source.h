@@ -119,6 +119,7 @@ struct move {
 	unsigned tries, retries_in_vain;
 	bool negotiated_now; /* HELLO_OK of this attempt */
 	bool handover_begun;
+	bool rehearsed;		    /* up to the handover, which was not meant to be */
 	bool resumed[VM_DISKS_MAX]; /* the destination kept the disk of an earlier attempt */
 	bool paused_by_us, was_paused;
 	unsigned attempts;

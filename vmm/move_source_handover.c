@@ -190,6 +190,10 @@ static int try_handover(struct move *mv, struct error *err)
 		mv->handover_begun |= !rc;
 		if (rc)
 			return rc;
+		if (mv->opt.rehearse) {
+			mv->rehearsed = true;
+			return error_set(err, ECANCELED, "the rehearsal is over");
+		}
 		rc = one_handover(mv, err);
 		if (rc != -EAGAIN)
 			return rc;
@@ -383,6 +387,8 @@ struct outcome source_end_failed(struct move *mv, const struct error *why)
 		return (struct outcome){"in-doubt", EXIT_IN_DOUBT};
 	if (crashed)
 		return (struct outcome){"crashed", EXIT_CRASHED};
+	if (mv->rehearsed)
+		return (struct outcome){"rehearsed", 0};
 	if (mv->cancelled || mv->pace.cancelled)
 		return (struct outcome){"cancelled", EXIT_CANCELLED};
 	if (!mv->negotiated)

@@ -178,6 +178,7 @@ int move_options_parse(json_t *request, struct move_options *opt, struct error *
 	if (!opt->streams)
 		opt->streams = 1;
 	opt->keep_source = json_is_true(json_object_get(o, "keep_source"));
+	opt->rehearse = json_is_true(json_object_get(o, "rehearse"));
 	opt->suspend = json_is_true(json_object_get(o, "suspend"));
 	opt->no_tls = json_is_true(json_object_get(o, "no_tls"));
 	return 0;

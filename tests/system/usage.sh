@@ -79,6 +79,8 @@ for bad in 0 -1 61 x ''; do wrong "--seconds $bad: not a number from 1 to 60" sn
 wrong "resolve takes" snmigrate resolve
 wrong "resolve takes" snmigrate resolve vm1 --give-up --run-here
 wrong "status takes no VM" snmigrate status vm1
+wrong "a move takes a VM and a host" snmigrate rehearse vm1
+wrong "--streams 0" snmigrate rehearse vm1 host2 --streams 0
 wrong "check takes a VM and a host" snmigrate check vm1
 wrong "check takes a VM and a host" snmigrate check vm1 host2 host3
 wrong "--max-downtime soon" snmigrate check vm1 host2 --max-downtime soon

@@ -11,9 +11,9 @@ _snmigrate() {
 		mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_options snmigrate)" -- "$cur")
 		return
 	fi
-	[[ ${words[0]-} == move || ${words[0]-} == check ]] && words=("${words[@]:1}") && set -- move
+	[[ ${words[0]-} == move || ${words[0]-} == check || ${words[0]-} == rehearse ]] && words=("${words[@]:1}") && set -- move
 	case ${#words[@]}:${words[0]-} in
-	0:*) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_vms) $([[ ${1-} == move ]] || echo move check baseline cancel tune dirty-rate watch resolve partial status history pki)" -- "$cur") ;;
+	0:*) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_vms) $([[ ${1-} == move ]] || echo move check rehearse baseline cancel tune dirty-rate watch resolve partial status history pki)" -- "$cur") ;;
 	1:pki) mapfile -t COMPREPLY < <(compgen -W "init issue" -- "$cur") ;;
 	*:pki) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
 	1:partial) mapfile -t COMPREPLY < <(compgen -W "list delete" -- "$cur") ;;

@@ -210,6 +210,30 @@ static void print_reason(struct display *d, const json_t *event, int status)
 		fprintf(stderr, "snmigrate: %s\n", reason);
 }
 
+/* Predicted against measured. */
+static void print_rehearsed(struct display *d, const json_t *event)
+{
+	char disk[TEXT_BYTES], memory[TEXT_BYTES], wire[TEXT_BYTES];
+	printf("VM %s was rehearsed to %s and runs on here; in %.1f s", d->vm, d->host,
+	       number(event, "total_ms") / 1000);
+	if (d->predicted && number(d->predicted, "total_ms") > 0)
+		printf(" (predicted: %.1f s)", number(d->predicted, "total_ms") / 1000);
+	printf(": disks %s, memory %s, on the wire %s, %.0f rounds\n",
+	       text_bytes(number(event, "disk_bytes"), disk),
+	       text_bytes(number(event, "memory_bytes"), memory),
+	       text_bytes(number(event, "wire_bytes"), wire), number(event, "rounds"));
+	if (json_is_number(json_object_get(event, "predicted_downtime_ms"))) {
+		printf("  the guest would have stood still for about %.0f ms",
+		       number(event, "predicted_downtime_ms"));
+		if (d->predicted)
+			printf(" (predicted: %.0f to %.0f ms)", number(d->predicted, "downtime_least_ms"),
+			       number(d->predicted, "downtime_most_ms"));
+		putchar('\n');
+	}
+	printf("  %s keeps what came of its disks for the move (snmigrate partial list there)\n", d->host);
+	fflush(stdout);
+}
+
 int display_end(struct display *d, json_t *event)
 {
 	json_t *exit_status = json_object_get(event, "exit");
@@ -217,13 +241,18 @@ int display_end(struct display *d, json_t *event)
 	int status = json_is_integer(exit_status) ? (int)json_integer_value(exit_status) : EXIT_FAILED;
 	if (!*d->host)
 		text_clean(d->host, sizeof d->host, text(event, "destination"));
+	bool rehearsed = !strcmp(text(event, "result"), "rehearsed");
 	clear_line(d);
 	if (d->json) {
 		json_object_del(event, "final");
+		if (d->predicted)
+			json_object_set(event, "predicted", (json_t *)(uintptr_t)d->predicted);
 		print_json(event);
 		/* one clear sentence for people, also of scripts */
-		if (!moved)
+		if (!moved && !rehearsed)
 			print_reason(d, event, status);
+	} else if (rehearsed) {
+		print_rehearsed(d, event);
 	} else if (moved) {
 		print_moved(d, event, status);
 	} else {

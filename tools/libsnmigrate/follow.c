@@ -48,6 +48,7 @@ static struct followed *add(struct follow *f, const char *vm, const char *from, 
 		return NULL;
 	view_init(&m->view, vm, from, host);
 	display_begin(&m->display, f->how.json, f->all, vm, host, &m->view);
+	m->display.predicted = f->how.predicted;
 	m->heard_ms = clock_now_ms();
 	f->move[f->nmoves++] = m;
 	return m;

@@ -198,7 +198,23 @@ const struct option snmigrate_move_options[] = {
 	{0}};
 /* clang-format on */
 
-int snmigrate_move(struct snmigrate *s, int argc, char **argv)
+/* What `check` predicts; what it finds in the way is the move's to say. New reference or NULL. */
+static json_t *predict(struct snmigrate *s, const char *vm, const char *host, const json_t *options)
+{
+	struct jsonl *j = NULL;
+	json_t *reply = NULL, *downtime = json_object_get(options, "max_downtime_ms"), *predicted = NULL;
+	json_t *request = json_pack("{s:s, s:s, s:s, s:O?, s:b}", "cmd", "check", "vm", vm, "host", host,
+				    "max_downtime_ms", downtime, "backing", 1);
+	if (request && !client_connect(s->control, &j, NULL) &&
+	    !jsonl_call(j, request, &reply, NULL, CALL_TIMEOUT_MS, NULL))
+		predicted = json_incref(json_object_get(reply, "predicted"));
+	jsonl_close(j);
+	json_decref(reply);
+	json_decref(request);
+	return predicted;
+}
+
+static int move_or_rehearse(struct snmigrate *s, int argc, char **argv, bool rehearse)
 {
 	json_t *options = json_object();
 	const char *receipt = NULL;
@@ -291,9 +307,25 @@ int snmigrate_move(struct snmigrate *s, int argc, char **argv)
 	}
 	const char *vm = argv[optind], *host = argv[optind + 1];
 	how.receipt = &r;
-	return follow_one(
+	json_t *predicted = rehearse ? predict(s, vm, host, options) : NULL;
+	if (rehearse)
+		json_object_set_new(options, "rehearse", json_true());
+	how.predicted = predicted;
+	status = follow_one(
 		s, how, vm, host,
 		json_pack("{s:s, s:s, s:s, s:o}", "cmd", "move", "vm", vm, "host", host, "options", options));
+	json_decref(predicted);
+	return status;
+}
+
+int snmigrate_move(struct snmigrate *s, int argc, char **argv)
+{
+	return move_or_rehearse(s, argc, argv, false);
+}
+
+int snmigrate_rehearse(struct snmigrate *s, int argc, char **argv)
+{
+	return move_or_rehearse(s, argc, argv, true);
 }
 
 int snmigrate_watch(struct snmigrate *s, int argc, char **argv)

@@ -22,6 +22,8 @@ int snmigrate_cancel(struct snmigrate *s, int argc, char **argv);
 int snmigrate_resolve(struct snmigrate *s, int argc, char **argv);
 int snmigrate_partial(struct snmigrate *s, int argc, char **argv);
 int snmigrate_baseline(struct snmigrate *s, int argc, char **argv);
+/* tools/libsnmigrate/move.c: all but the handover */
+int snmigrate_rehearse(struct snmigrate *s, int argc, char **argv);
 int snmigrate_check(struct snmigrate *s, int argc, char **argv);
 /* tools/libsnmigrate/history.c */
 int snmigrate_history(struct snmigrate *s, int argc, char **argv);
@@ -35,8 +37,9 @@ struct receipt;
 
 /* tools/libsnmigrate/follow.c: moves to their end; return the exit status. */
 struct follow_how {
-	bool json;  /* the events as they are, one a line */
-	bool plain; /* lines also on a terminal */
+	bool json;		 /* the events as they are, one a line */
+	bool plain;		 /* lines also on a terminal */
+	const json_t *predicted; /* of a rehearsal; the caller's. May be NULL */
 	struct receipt
 		*receipt; /* to be written at the end; NULL: none. Given up when that is not possible. */
 };
@@ -56,6 +59,7 @@ struct display {
 	unsigned width;		 /* of what stands on the line */
 	const struct view *view; /* the caller's, which has seen the event before it is displayed */
 	unsigned told;		 /* its messages so far */
+	const json_t *predicted; /* follow_how's */
 };
 /* many: others write lines, too. */
 void display_begin(struct display *d, bool json, bool many, const char *vm, const char *host,
