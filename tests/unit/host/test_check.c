@@ -324,11 +324,13 @@ START_TEST(what_is_not_known_is_not_judged)
 {
 	no_trust();
 	ck_assert_uint_eq(check_judge(&f, lines), 2);
+	teardown();
 	setup();
 	no_vm();
 	unsigned n = check_judge(&f, lines);
 	ck_assert_ptr_null(line_named(n, "cpu"));
 	ck_assert_ptr_nonnull(line_named(n, "link"));
+	teardown();
 	setup();
 	f.dirty_known = false;
 	n = check_judge(&f, lines);
