@@ -10,8 +10,10 @@
 #define MEM_MAGIC UINT32_C(0x534e4d4d) /* "SNMM" */
 
 static const char *const frame_names[] = {
-	[MEM_FRAME_PAGES] = "pages", [MEM_FRAME_BEAT] = "beat", [MEM_FRAME_BARRIER] = "barrier",
-	[MEM_FRAME_END] = "end",     [MEM_FRAME_ACK] = "ack",	[MEM_FRAME_ERROR] = "error",
+	[MEM_FRAME_PAGES] = "pages",   [MEM_FRAME_BEAT] = "beat",	[MEM_FRAME_BARRIER] = "barrier",
+	[MEM_FRAME_END] = "end",       [MEM_FRAME_ACK] = "ack",		[MEM_FRAME_ERROR] = "error",
+	[MEM_FRAME_OPEN] = "open",     [MEM_FRAME_MISSING] = "missing", [MEM_FRAME_WANT] = "want",
+	[MEM_FRAME_STATUS] = "status",
 };
 
 const char *mem_frame_name(unsigned type)
@@ -50,6 +52,11 @@ static bool lengths_fit(const struct mem_header *h)
 		return h->wire_len == h->raw_len;
 	case MEM_FRAME_END:
 		return !h->nruns && h->raw_len == MEM_TOTALS_BYTES && h->wire_len == h->raw_len;
+	case MEM_FRAME_MISSING:
+	case MEM_FRAME_WANT:
+		return h->nruns && h->nruns <= MEM_FRAME_RUNS_MAX && !h->raw_len && !h->wire_len;
+	case MEM_FRAME_STATUS:
+		return !h->nruns && h->raw_len == MEM_STATUS_BYTES && h->wire_len == h->raw_len;
 	case MEM_FRAME_ERROR:
 		return !h->nruns && h->raw_len <= MEM_SENTENCE_MAX && h->wire_len == h->raw_len;
 	default:
@@ -106,12 +113,22 @@ void mem_run_decode(const uint8_t raw[MEM_RUN_BYTES], struct mem_run *out)
 		.first = get_be64(raw), .npages = get_be32(raw + 8), .kind = get_be16(raw + 12)};
 }
 
+/* Pages that are named only, or that are to come later, are of no stream. */
+static bool kind_fits(const struct mem_header *h, unsigned kind)
+{
+	if (h->type != MEM_FRAME_PAGES)
+		return kind == MEM_RUN_LATER;
+	return (kind >= MEM_RUN_HOLE && kind <= MEM_RUN_DATA) ||
+	       (kind == MEM_RUN_LATER && h->flags & MEM_FLAG_FINAL);
+}
+
 int mem_runs_decode(const struct mem_header *h, const uint8_t *table, uint64_t npages, unsigned nstreams,
 		    struct mem_run *out, struct error *err)
 {
 	uint64_t data_pages = 0;
+	bool named = h->type == MEM_FRAME_MISSING || h->type == MEM_FRAME_WANT;
 
-	if (h->type != MEM_FRAME_PAGES || h->nruns > MEM_FRAME_RUNS_MAX)
+	if ((h->type != MEM_FRAME_PAGES && !named) || h->nruns > MEM_FRAME_RUNS_MAX)
 		return error_set(err, EPROTO, "memory frame %s carries no pages", mem_frame_name(h->type));
 	for (uint32_t i = 0; i < h->nruns; i++) {
 		const uint8_t *raw = table + (size_t)i * MEM_RUN_BYTES;
@@ -119,7 +136,7 @@ int mem_runs_decode(const struct mem_header *h, const uint8_t *table, uint64_t n
 		uint64_t region;
 
 		mem_run_decode(raw, run);
-		if (run->kind < MEM_RUN_HOLE || run->kind > MEM_RUN_DATA || get_be16(raw + 14))
+		if (!kind_fits(h, run->kind) || get_be16(raw + 14))
 			return error_set(err, EPROTO, "memory frame: run %u is of unknown kind %u", i,
 					 run->kind);
 		if (!run->npages || !range_fits(run->first, run->npages, npages))
@@ -131,7 +148,7 @@ int mem_runs_decode(const struct mem_header *h, const uint8_t *table, uint64_t n
 		region = run->first / MEM_REGION_PAGES;
 		if ((run->first + run->npages - 1) / MEM_REGION_PAGES != region)
 			return error_set(err, EPROTO, "memory frame: run %u crosses a region's end", i);
-		if (!(h->flags & MEM_FLAG_FINAL) && region % nstreams != h->stream)
+		if (!named && !(h->flags & MEM_FLAG_FINAL) && region % nstreams != h->stream)
 			return error_set(err, EPROTO,
 					 "memory frame: region %llu belongs to stream %llu, not to %u",
 					 (unsigned long long)region, (unsigned long long)(region % nstreams),
@@ -167,4 +184,22 @@ void mem_totals_decode(const uint8_t raw[MEM_TOTALS_BYTES], struct mem_totals *t
 				 .zero_pages = get_be64(raw + 8),
 				 .hole_pages = get_be64(raw + 16),
 				 .frames = get_be64(raw + 24)};
+}
+
+void mem_status_encode(uint8_t raw[MEM_STATUS_BYTES], const struct mem_postcopy_status *s)
+{
+	put_be64(raw, s->missing_pages);
+	put_be64(raw + 8, s->faults);
+	put_be64(raw + 16, s->fault_median_us);
+	put_be64(raw + 24, s->fault_worst_us);
+	put_be64(raw + 32, s->duplicate_pages);
+}
+
+void mem_status_decode(const uint8_t raw[MEM_STATUS_BYTES], struct mem_postcopy_status *s)
+{
+	*s = (struct mem_postcopy_status){.missing_pages = get_be64(raw),
+					  .faults = get_be64(raw + 8),
+					  .fault_median_us = get_be64(raw + 16),
+					  .fault_worst_us = get_be64(raw + 24),
+					  .duplicate_pages = get_be64(raw + 32)};
 }

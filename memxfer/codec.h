@@ -21,6 +21,9 @@
  *
  * A run lies within one region. The data pages of a frame, in the order of their runs, are its payload; it is
  * one zstd frame if FLAG_ZSTD is set, and then `raw length` is what it unpacks to.
+ *
+ * Post-copy has two channels of its own with the same frames (memxfer/postcopy.h): number 0 for pages that
+ * are waited for, number 1 for the rest.
  */
 #define MEM_WIRE_VERSION    1
 #define MEM_HEADER_BYTES    64u
@@ -29,6 +32,7 @@
 #define MEM_FRAME_RUNS_MAX  512u
 #define MEM_PAYLOAD_MAX	    (MEM_FRAME_PAGES_MAX * MEM_PAGE_BYTES)
 #define MEM_TOTALS_BYTES    32u
+#define MEM_STATUS_BYTES    40u
 #define MEM_SENTENCE_MAX    480u
 #define MEM_REGION_PAGES    (MEM_REGION_BYTES / MEM_PAGE_BYTES)
 #define MEM_REGIONS(npages) (((npages) + MEM_REGION_PAGES - 1) / MEM_REGION_PAGES)
@@ -40,12 +44,18 @@ enum mem_frame_type {
 	MEM_FRAME_END,	   /* payload: struct mem_totals */
 	MEM_FRAME_ACK,	   /* receiver: everything up to END is in memory */
 	MEM_FRAME_ERROR,   /* payload: a sentence */
+	/* of post-copy alone */
+	MEM_FRAME_OPEN,	   /* source, first on both channels: `round` is the session's number */
+	MEM_FRAME_MISSING, /* destination: runs of pages that it lacks; a STATUS ends the list */
+	MEM_FRAME_WANT,	   /* destination: runs of pages that somebody waits for */
+	MEM_FRAME_STATUS,  /* destination; payload: struct mem_postcopy_status */
 };
 
 #define MEM_FLAG_ZSTD  0x0001u
 #define MEM_FLAG_FINAL 0x0002u /* after the barrier: regions are not bound to streams any more */
 
-enum mem_run_kind { MEM_RUN_HOLE = 1, MEM_RUN_ZERO, MEM_RUN_DATA };
+/* LATER: in a FINAL frame the page comes by post-copy, and what was sent of it is void. */
+enum mem_run_kind { MEM_RUN_HOLE = 1, MEM_RUN_ZERO, MEM_RUN_DATA, MEM_RUN_LATER };
 
 struct mem_header {
 	uint16_t type, stream, flags;
@@ -80,9 +90,9 @@ void mem_run_encode(uint8_t raw[MEM_RUN_BYTES], const struct mem_run *run);
 void mem_run_decode(const uint8_t raw[MEM_RUN_BYTES], struct mem_run *out);
 
 /*
- * Checks the whole table of a PAGES frame before any of it is acted upon: kinds, ranges within npages and one
- * region, the stream's right to the region unless the frame is final, data pages agreeing with raw_len.
- * Writes at most h->nruns runs to out.
+ * Checks the whole table of a PAGES, MISSING or WANT frame before any of it is acted upon: kinds, ranges
+ * within npages and one region, the stream's right to the region unless the frame is final, data pages
+ * agreeing with raw_len. Writes at most h->nruns runs to out.
  */
 int mem_runs_decode(const struct mem_header *h, const uint8_t *table, uint64_t npages, unsigned nstreams,
 		    struct mem_run *out, struct error *err);
@@ -91,5 +101,12 @@ uint64_t mem_body_sum(const void *a, size_t a_len, const void *b, size_t b_len);
 
 void mem_totals_encode(uint8_t raw[MEM_TOTALS_BYTES], const struct mem_totals *t);
 void mem_totals_decode(const uint8_t raw[MEM_TOTALS_BYTES], struct mem_totals *t);
+
+/* What the destination tells of post-copy. */
+struct mem_postcopy_status {
+	uint64_t missing_pages, faults, fault_median_us, fault_worst_us, duplicate_pages;
+};
+void mem_status_encode(uint8_t raw[MEM_STATUS_BYTES], const struct mem_postcopy_status *s);
+void mem_status_decode(const uint8_t raw[MEM_STATUS_BYTES], struct mem_postcopy_status *s);
 
 #endif

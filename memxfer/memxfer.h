@@ -103,6 +103,11 @@ void mem_sender_pause_costs(struct mem_sender *s, const struct mem_pause_costs *
  * with a barrier frame that carries page counts, and waits until the receiver acknowledged every stream (one
  * byte frame back). */
 int mem_sender_finish(struct mem_sender *s, struct error *err);
+/* As mem_sender_finish, but what is dirty is only named: it comes by post-copy (memxfer/postcopy.h), and what
+ * the destination has of it is void. *later, one bit a page, stays the sender's; *npages are set. The
+ * receiver must have been started with `postcopy`. */
+int mem_sender_finish_later(struct mem_sender *s, const uint64_t **later, uint64_t *npages,
+			    struct error *err);
 void mem_sender_cancel(struct mem_sender *s); /* any thread */
 void mem_sender_stats(struct mem_sender *s, struct mem_stats *out);
 void mem_sender_free(struct mem_sender *s); /* stops tracking */
@@ -113,6 +118,7 @@ struct mem_receiver_options {
 	unsigned nstreams;
 	unsigned timeout_ms;
 	uint64_t epoch;
+	bool postcopy; /* the last round may name pages that come later */
 };
 struct mem_receiver;
 /*
@@ -122,6 +128,8 @@ struct mem_receiver;
 int mem_receiver_start(const struct mem_receiver_options *opt, struct mem_receiver **out, struct error *err);
 /* Waits until every stream has seen its barrier (0) or failed. */
 int mem_receiver_wait(struct mem_receiver *r, struct error *err);
+/* After that: the pages that come later, one bit each, or NULL if there are none. The caller's to free. */
+uint64_t *mem_receiver_take_later(struct mem_receiver *r);
 void mem_receiver_stats(struct mem_receiver *r, struct mem_stats *out);
 void mem_receiver_free(struct mem_receiver *r); /* shuts the streams down and joins */
 

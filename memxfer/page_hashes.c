@@ -62,7 +62,7 @@ bool page_hashes_same(struct page_hashes *h, uint64_t page, const uint8_t *copy)
 void page_hashes_forget(struct page_hashes *h, uint64_t first, uint64_t npages)
 {
 	/* Looked at before it is written, so that no memory is taken for what was never known. */
-	for (uint64_t page = first; page < first + npages; page++)
+	for (uint64_t page = first; h && page < first + npages; page++)
 		if (known(&h->entries[page]))
 			h->entries[page] = (XXH128_hash_t){0};
 }

@@ -34,6 +34,8 @@ struct mem_receiver {
 	/* Pages that this receiver wrote: for others zero is what they are already. Words are shared between
 	 * streams after the barrier, hence atomic. */
 	uint64_t *written;
+	uint64_t *later; /* NULL: not agreed. Pages that post-copy brings; likewise */
+	_Atomic uint64_t later_pages;
 	_Atomic uint64_t data_pages, zero_pages, hole_pages;
 	_Atomic unsigned round;
 
@@ -98,6 +100,24 @@ static int clear_run(struct mem_receiver *r, const struct mem_run *run, struct e
 	return 0;
 }
 
+/* What came of these pages is void: the guest must fault on each. */
+static int expect_later(struct mem_receiver *r, const struct mem_run *run, struct error *err)
+{
+	uint64_t end = run->first + run->npages;
+
+	if (!r->later)
+		return error_set(err, EPROTO,
+				 "memory frame: pages that are to come later, which was not agreed");
+	if (fallocate(r->opt.space.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		      (off_t)(run->first * MEM_PAGE_BYTES), (off_t)(run->npages * MEM_PAGE_BYTES)) < 0)
+		return error_errno(err, errno, "guest memory: freeing %u pages at page %llu", run->npages,
+				   (unsigned long long)run->first);
+	for (uint64_t page = run->first; page < end; page++)
+		bitmap_set_atomic(r->later, page);
+	atomic_fetch_add(&r->later_pages, run->npages);
+	return 0;
+}
+
 /* The runs were validated as a whole. */
 static int apply(struct mem_rx *rx, const struct mem_header *h, const uint8_t *data, struct error *err)
 {
@@ -120,6 +140,9 @@ static int apply(struct mem_rx *rx, const struct mem_header *h, const uint8_t *d
 			ret = clear_run(r, run, err);
 			rx->totals.zero_pages += run->npages;
 			atomic_fetch_add_explicit(&r->zero_pages, run->npages, memory_order_relaxed);
+			break;
+		case MEM_RUN_LATER:
+			ret = expect_later(r, run, err);
 			break;
 		default:
 			ret = clear_run(r, run, err);
@@ -368,7 +391,9 @@ int mem_receiver_start(const struct mem_receiver_options *opt, struct mem_receiv
 	pthread_mutex_init(&r->lock, NULL);
 	pthread_cond_init(&r->changed, NULL);
 	r->written = bitmap_alloc(opt->space.npages);
-	if (!r->written)
+	if (opt->postcopy)
+		r->later = bitmap_alloc(opt->space.npages);
+	if (!r->written || (opt->postcopy && !r->later))
 		ret = error_errno(err, ENOMEM, "memory transfer: bitmap");
 	for (unsigned i = 0; i < opt->nstreams && ret == 0; i++)
 		ret = rx_init(r, i, err);
@@ -398,6 +423,11 @@ int mem_receiver_wait(struct mem_receiver *r, struct error *err)
 		error_copy(err, &r->failure);
 	pthread_mutex_unlock(&r->lock);
 	return code;
+}
+
+uint64_t *mem_receiver_take_later(struct mem_receiver *r)
+{
+	return atomic_load(&r->later_pages) ? steal_ptr(r->later) : NULL;
 }
 
 void mem_receiver_stats(struct mem_receiver *r, struct mem_stats *out)
@@ -433,6 +463,7 @@ void mem_receiver_free(struct mem_receiver *r)
 		ZSTD_freeDCtx(rx->zstd);
 	}
 	free(r->written);
+	free(r->later);
 	pthread_cond_destroy(&r->changed);
 	pthread_mutex_destroy(&r->lock);
 	free(r);

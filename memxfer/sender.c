@@ -323,7 +323,7 @@ static void stripe(struct mem_sender *s, uint64_t dirty)
 	}
 }
 
-int mem_sender_finish(struct mem_sender *s, struct error *err)
+static int finish(struct mem_sender *s, struct error *err)
 {
 	uint64_t dirty;
 	int ret = failure(s, err);
@@ -339,7 +339,26 @@ int mem_sender_finish(struct mem_sender *s, struct error *err)
 	set_remaining(s, dirty);
 	atomic_fetch_add(&s->round, 1);
 	stripe(s, dirty);
-	ret = run_job(s, JOB_FINAL, err);
+	return run_job(s, JOB_FINAL, err);
+}
+
+int mem_sender_finish_later(struct mem_sender *s, const uint64_t **later, uint64_t *npages, struct error *err)
+{
+	s->later = true;
+
+	int ret = finish(s, err);
+
+	if (ret == 0) {
+		*later = s->dirty;
+		*npages = bitmap_count(s->dirty, s->opt.space.npages);
+	}
+	return ret;
+}
+
+int mem_sender_finish(struct mem_sender *s, struct error *err)
+{
+	int ret = finish(s, err);
+
 	if (ret == 0)
 		bitmap_clear_range(s->dirty, 0, s->opt.space.npages);
 	return ret;

@@ -37,6 +37,7 @@ struct mem_sender {
 	struct idle_cpu idle_cpu;
 	struct page_hashes *hashes;
 	uint64_t *dirty; /* the round's; a region's words are its stream's while a job runs */
+	bool later;	 /* JOB_FINAL names the pages only, and leaves in `dirty` those that it named */
 	bool tracking;	 /* the coordinator's, like what follows */
 	uint64_t started_ns;
 	double rate; /* data bytes a second, end to end */

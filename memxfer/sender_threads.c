@@ -213,7 +213,8 @@ static int do_final(struct mem_worker *w, struct error *err)
 		return ret;
 	w->tx.round = atomic_load(&s->round);
 	w->tx.final = true;
-	ret = mem_tx_pages(&w->tx, s->dirty, w->final_first, w->final_end - w->final_first, err);
+	ret = s->later ? mem_tx_later(&w->tx, s->dirty, w->final_first, w->final_end - w->final_first, err)
+		       : mem_tx_pages(&w->tx, s->dirty, w->final_first, w->final_end - w->final_first, err);
 	if (ret == 0)
 		ret = mem_tx_flush(&w->tx, err);
 	if (ret < 0)

@@ -49,6 +49,14 @@ void mem_tx_release(struct mem_tx *tx)
 	free(tx->packed);
 }
 
+void mem_tx_restart(struct mem_tx *tx, struct conn *conn)
+{
+	tx->conn = conn;
+	tx->sequence = 0;
+	tx->nruns = tx->ndata = 0;
+	tx->last.npages = 0;
+}
+
 static int send_frame(struct mem_tx *tx, struct mem_header *h, const void *payload, struct error *err)
 {
 	size_t runs_len = (size_t)h->nruns * MEM_RUN_BYTES;
@@ -169,6 +177,8 @@ static int add_run(struct mem_tx *tx, uint16_t kind, uint64_t first, uint64_t np
 		tx->totals.hole_pages += npages;
 		atomic_fetch_add_explicit(&tx->counters->hole_pages, npages, memory_order_relaxed);
 		break;
+	case MEM_RUN_LATER:
+		break;
 	case MEM_RUN_ZERO:
 		tx->totals.zero_pages += npages;
 		atomic_fetch_add_explicit(&tx->counters->zero_pages, npages, memory_order_relaxed);
@@ -178,7 +188,7 @@ static int add_run(struct mem_tx *tx, uint16_t kind, uint64_t first, uint64_t np
 		atomic_fetch_add_explicit(&tx->counters->data_pages, npages, memory_order_relaxed);
 	}
 	/* In the first round holes were never counted as work. */
-	if (kind != MEM_RUN_HOLE || tx->round > 1)
+	if (kind != MEM_RUN_LATER && (kind != MEM_RUN_HOLE || tx->round > 1))
 		atomic_fetch_sub_explicit(&tx->counters->remaining_pages, (int64_t)npages,
 					  memory_order_relaxed);
 	if (last->npages && last->kind == kind && last->first + last->npages == first &&
@@ -246,9 +256,11 @@ static int add_span(struct mem_tx *tx, const uint64_t *bitmap, uint64_t page, ui
 			stop = stop < hole_end ? stop : hole_end;
 			page_hashes_forget(tx->hashes, page, stop - page);
 			ret = add_run(tx, MEM_RUN_HOLE, page, stop - page, err);
+			if (tx->naming)
+				bitmap_clear_range(tx->naming, page, stop - page);
 			page = stop;
 		} else {
-			ret = add_page(tx, page, err);
+			ret = tx->naming ? add_run(tx, MEM_RUN_LATER, page, 1, err) : add_page(tx, page, err);
 			page++;
 		}
 		if (ret < 0)
@@ -276,4 +288,14 @@ int mem_tx_pages(struct mem_tx *tx, const uint64_t *bitmap, uint64_t first, uint
 			return ret;
 	}
 	return 0;
+}
+
+int mem_tx_later(struct mem_tx *tx, uint64_t *bitmap, uint64_t first, uint64_t npages, struct error *err)
+{
+	int ret;
+
+	tx->naming = bitmap;
+	ret = mem_tx_pages(tx, bitmap, first, npages, err);
+	tx->naming = NULL;
+	return ret;
 }

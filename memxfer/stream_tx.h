@@ -37,7 +37,8 @@ struct mem_tx {
 	uint8_t *payload, *packed;
 	ZSTD_CCtx *zstd;
 	struct idle_cpu *idle_cpu;
-	struct page_hashes *hashes;
+	struct page_hashes *hashes; /* NULL: none are kept, and `round` stays 1 */
+	uint64_t *naming;	    /* mem_tx_later: its bitmap */
 	struct compress_policy policy;
 };
 
@@ -45,10 +46,14 @@ int mem_tx_init(struct mem_tx *tx, const struct mem_sender_options *opt, unsigne
 		struct mem_tx_counters *counters, const atomic_bool *stop, struct idle_cpu *idle_cpu,
 		struct page_hashes *hashes, struct error *err);
 void mem_tx_release(struct mem_tx *tx);
+/* On a new connection: nothing is collected, numbers begin anew. */
+void mem_tx_restart(struct mem_tx *tx, struct conn *conn);
 /* Adds the pages of [first, first+n) whose bits are set; sends frames as they fill. The dirty log of the
  * range was cleared before. */
 int mem_tx_pages(struct mem_tx *tx, const uint64_t *bitmap, uint64_t first, uint64_t npages,
 		 struct error *err);
+/* Names those pages as coming later; holes among them are sent as such and their bits cleared. */
+int mem_tx_later(struct mem_tx *tx, uint64_t *bitmap, uint64_t first, uint64_t npages, struct error *err);
 int mem_tx_flush(struct mem_tx *tx, struct error *err);
 /* Sends what is collected, then a frame without pages. */
 int mem_tx_control(struct mem_tx *tx, enum mem_frame_type type, const void *payload, uint32_t len,

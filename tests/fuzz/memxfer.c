@@ -35,14 +35,20 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		abort();
 	data += MEM_HEADER_BYTES;
 	size -= MEM_HEADER_BYTES;
-	if (h.type != MEM_FRAME_PAGES || size < (size_t)h.nruns * MEM_RUN_BYTES)
+	bool named = h.type == MEM_FRAME_MISSING || h.type == MEM_FRAME_WANT;
+	if ((h.type != MEM_FRAME_PAGES && !named) || size < (size_t)h.nruns * MEM_RUN_BYTES)
 		return 0;
 	h.stream %= NSTREAMS;
 	if (mem_runs_decode(&h, data, NPAGES, NSTREAMS, runs, &err) < 0)
 		return 0;
 	for (uint32_t i = 0; i < h.nruns; i++) {
 		if (!range_fits(runs[i].first, runs[i].npages, NPAGES) ||
-		    (!(h.flags & MEM_FLAG_FINAL) && runs[i].first / MEM_REGION_PAGES % NSTREAMS != h.stream))
+		    (!named && !(h.flags & MEM_FLAG_FINAL) &&
+		     runs[i].first / MEM_REGION_PAGES % NSTREAMS != h.stream))
+			abort();
+		/* only named, and never data, where nothing is carried */
+		if ((named && runs[i].kind != MEM_RUN_LATER) ||
+		    (runs[i].kind == MEM_RUN_LATER && !named && !(h.flags & MEM_FLAG_FINAL)))
 			abort();
 		if (runs[i].kind == MEM_RUN_DATA)
 			pages += runs[i].npages;

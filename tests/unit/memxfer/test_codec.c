@@ -83,7 +83,7 @@ static const struct {
 	{4, 2, 0, "format version"},
 	{4, 2, 2, "format version 2, this side knows 1"},
 	{6, 2, 0, "unknown type"},
-	{6, 2, MEM_FRAME_ERROR + 1, "unknown type"},
+	{6, 2, MEM_FRAME_STATUS + 1, "unknown type"},
 	{6, 2, MEM_FRAME_BEAT, "unknown flags"},
 	{10, 2, 4, "unknown flags"},
 	{44, 4, 1, "unknown flags"},
@@ -131,6 +131,15 @@ START_TEST(test_lengths_of_control_frames)
 		{MEM_FRAME_END, 1, MEM_TOTALS_BYTES, -EPROTO},
 		{MEM_FRAME_ERROR, 0, MEM_SENTENCE_MAX, 0},
 		{MEM_FRAME_ERROR, 0, MEM_SENTENCE_MAX + 1, -EPROTO},
+		{MEM_FRAME_OPEN, 0, 0, 0},
+		{MEM_FRAME_OPEN, 1, 0, -EPROTO},
+		{MEM_FRAME_MISSING, MEM_FRAME_RUNS_MAX, 0, 0},
+		{MEM_FRAME_MISSING, MEM_FRAME_RUNS_MAX + 1, 0, -EPROTO},
+		{MEM_FRAME_MISSING, 1, MEM_PAGE_BYTES, -EPROTO},
+		{MEM_FRAME_WANT, 1, 0, 0},
+		{MEM_FRAME_WANT, 0, 0, -EPROTO},
+		{MEM_FRAME_STATUS, 0, MEM_STATUS_BYTES, 0},
+		{MEM_FRAME_STATUS, 0, MEM_STATUS_BYTES + 1, -EPROTO},
 	};
 	struct mem_header got;
 	uint8_t raw[MEM_HEADER_BYTES];
@@ -172,6 +181,8 @@ static const struct {
 	{{0, 0, MEM_RUN_HOLE}, 0, 0, 0, -EPROTO, "outside"},
 	{{0, 1, 0}, 0, 0, 0, -EPROTO, "unknown kind"},
 	{{0, 1, MEM_RUN_DATA + 1}, 0, 0, 0, -EPROTO, "unknown kind"},
+	{{512, 7, MEM_RUN_LATER}, 0, MEM_FLAG_FINAL, 0, 0, NULL},
+	{{0, 1, MEM_RUN_LATER + 1}, 0, MEM_FLAG_FINAL, 0, -EPROTO, "unknown kind"},
 	{{0, 2, MEM_RUN_DATA}, 0, 0, 1, -EPROTO, "2 data pages but 4096 bytes"},
 	{{0, 2, MEM_RUN_ZERO}, 0, 0, 2, -EPROTO, "0 data pages but 8192 bytes"},
 };
