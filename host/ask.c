@@ -23,9 +23,12 @@
 
 json_t *ask_report_to_json(const char *uuid, const struct handover_report *r)
 {
-	return json_pack("{s:s, s:s, s:I, s:b, s:b}", "uuid", uuid, "state", handover_state_name(r->state),
-			 "epoch", (json_int_t)r->epoch, "started", (int)r->started, "attempt_open",
-			 (int)r->attempt_open);
+	json_t *o = json_pack("{s:s, s:s, s:I, s:b, s:b}", "uuid", uuid, "state",
+			      handover_state_name(r->state), "epoch", (json_int_t)r->epoch, "started",
+			      (int)r->started, "attempt_open", (int)r->attempt_open);
+	if (o && r->paging)
+		json_object_set_new(o, "paging", json_true());
+	return o;
 }
 
 int ask_report_from_json(const json_t *obj, bool asked, char uuid[VM_UUID_CHARS + 1],
@@ -47,7 +50,8 @@ int ask_report_from_json(const json_t *obj, bool asked, char uuid[VM_UUID_CHARS 
 					.state = (enum handover_state)s,
 					.epoch = (uint64_t)json_integer_value(epoch),
 					.started = json_is_true(json_object_get(obj, "started")),
-					.attempt_open = json_is_true(json_object_get(obj, "attempt_open"))};
+					.attempt_open = json_is_true(json_object_get(obj, "attempt_open")),
+					.paging = json_is_true(json_object_get(obj, "paging"))};
 	return 0;
 }
 

@@ -13,7 +13,7 @@
 /*
  * Asking the other side about a VM, and answering. ASK and ANSWER carry the same object, what a side says
  * about itself:
- *   {"uuid", "state", "epoch", "started", "attempt_open"}
+ *   {"uuid", "state", "epoch", "started", "attempt_open"}, and "paging" where it is true
  */
 
 /* New reference. */

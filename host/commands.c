@@ -185,8 +185,11 @@ json_t *vm_describe(struct daemon *d, struct vm_ref *vm, bool always)
 	jsonl_close(j);
 	json_decref(request);
 	enum vm_state state = handover_vm_state(&vm->rec, &self, false);
-	if (!self.live && state == VM_ABSENT && !always)
+	/* One that has moved is not listed, although its snvmm may have memory to hand out still. */
+	if (state == VM_ABSENT && !always) {
+		json_decref(reply);
 		return NULL;
+	}
 	if (self.live) {
 		o = json_incref(reply);
 		json_object_del(o, "ok");

@@ -147,10 +147,12 @@ static int run_incoming(const struct host_config *cfg)
 	rc = move_destination_serve(&vm, CONNECTION_FD, daemon, &became_owner, &err);
 	if (rc)
 		log_warn("%s", err.message);
-	if (became_owner)
+	if (became_owner) {
 		status = live(&vm);
-	else
+		move_destination_leave(&vm, status);
+	} else {
 		status = rc ? 1 : 0;
+	}
 	control_stop(&vm);
 	move_source_free(&vm);
 	move_forced_free(&vm);

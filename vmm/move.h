@@ -46,6 +46,13 @@ enum move_priority { MOVE_PRIORITY_GUEST, MOVE_PRIORITY_BALANCED, MOVE_PRIORITY_
 /* --on-exceed: what becomes of a move whose predicted downtime breaks the budget at the limits of pre-copy. */
 enum move_exceed { MOVE_EXCEED_THROTTLE, MOVE_EXCEED_CANCEL };
 
+/* --postcopy: whether the guest may go before its memory has. */
+enum move_postcopy {
+	MOVE_POSTCOPY_NEVER,
+	MOVE_POSTCOPY_AUTO, /* when pre-copy does not get what is left below the downtime aimed at */
+	MOVE_POSTCOPY_NOW,  /* after one round */
+};
+
 struct move_to_disk {
 	char id[32];
 	char path[MOVE_DEVICE_PATH_BYTES];
@@ -72,6 +79,7 @@ struct move_options {
 	bool rehearse; /* ends when the guest would be stopped */
 	bool suspend; /* the guest stays paused at the destination */
 	bool no_tls;  /* data channels only */
+	enum move_postcopy postcopy;
 	enum move_backing_choice backing;
 	struct move_to_disk to_disk[VM_DISKS_MAX]; /* --to-disk ID=PATH */
 	unsigned nto_disk;
@@ -103,6 +111,8 @@ int move_source_resolve(struct vm *vm, const char *how, struct error *err);
 json_t *move_check_describe(struct vm *vm, struct error *err);
 /* Joins the thread; before vm_release. */
 void move_source_free(struct vm *vm);
+/* The guest runs elsewhere, and has pages to fetch here. */
+bool move_source_is_paging(struct vm *vm);
 
 /* --- destination --- */
 
@@ -118,6 +128,11 @@ int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool *be
 json_t *move_arrival_describe(struct vm *vm);
 /* After became_owner MOVED is awaited (or asked for) in the background. Before vm_release: */
 void move_destination_free(struct vm *vm);
+/* The guest runs, and has pages to fetch from the source still. */
+bool move_destination_is_paging(struct vm *vm);
+/* Before anything of the VM is taken down: does not return while pages are missing. Threads may wait for them,
+ * which nothing but the process's end ends without giving them something else to read. */
+void move_destination_leave(struct vm *vm, int exit_status);
 /* {"cmd":"resolve"} for an owner in doubt. */
 int move_destination_resolve(struct vm *vm, const char *how, struct error *err);
 

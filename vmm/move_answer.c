@@ -40,8 +40,17 @@ static void self_now(struct vm *vm, struct handover_self *self, bool *started, u
 		self->commit = a->commit;
 		self->channel_up = a->channel_up;
 		self->write_failed = a->write_failed;
-		*started = a->owner;
+		*started = a->owner && !arrival_is_paging(a);
 	}
+}
+
+static json_t *answer_json(struct vm *vm, const struct vm_record *rec, const struct handover_self *self,
+			   bool started)
+{
+	struct handover_report answer;
+	handover_describe(rec, self, started, &answer);
+	answer.paging = move_source_is_paging(vm) || move_destination_is_paging(vm);
+	return ask_report_to_json(vm->def.uuid, &answer);
 }
 
 json_t *move_answer(struct vm *vm, json_t *request, struct error *err)
@@ -63,7 +72,6 @@ json_t *move_answer(struct vm *vm, json_t *request, struct error *err)
 	for (;;) {
 		struct vm_record rec;
 		struct handover_self self;
-		struct handover_report answer;
 		bool started;
 		uint64_t attempt;
 		struct error e = ERROR_INIT;
@@ -75,8 +83,8 @@ json_t *move_answer(struct vm *vm, json_t *request, struct error *err)
 		if (no_record) {
 			/* An arrival before its prepared record: there is nothing to say yet that would bind
 			 * anybody. */
-			answer = (struct handover_report){.heard = true, .state = HANDOVER_NONE};
-			return ask_report_to_json(vm->def.uuid, &answer);
+			struct handover_report none = {.heard = true, .state = HANDOVER_NONE};
+			return ask_report_to_json(vm->def.uuid, &none);
 		}
 		self_now(vm, &self, &started, &attempt);
 		if (vm_record(vm, &rec, err))
@@ -121,13 +129,11 @@ json_t *move_answer(struct vm *vm, json_t *request, struct error *err)
 			if (vm_record(vm, &rec, err))
 				return NULL;
 			self_now(vm, &self, &started, &attempt);
-			handover_describe(&rec, &self, started, &answer);
-			return ask_report_to_json(vm->def.uuid, &answer);
+			return answer_json(vm, &rec, &self, started);
 		case HANDOVER_ACT_WAIT:
 			break;
 		default:
-			handover_describe(&rec, &self, started, &answer);
-			return ask_report_to_json(vm->def.uuid, &answer);
+			return answer_json(vm, &rec, &self, started);
 		}
 		if (clock_now_ms() > deadline) {
 			error_set(err, EAGAIN, "not settled yet");

@@ -61,6 +61,8 @@ static void link_failed(void *opaque, const struct error *why)
 	pthread_mutex_lock(&a->lock);
 	a->channel_up = false;
 	struct mem_receiver *r = a->commit ? NULL : a->receiver;
+	bool give_up = !a->commit && a->postcopy;
+	a->memory_void |= give_up;
 	pthread_cond_broadcast(&a->changed);
 	/* Wakes a receiver that waits for memory which will not come. */
 	if (r)
@@ -68,6 +70,9 @@ static void link_failed(void *opaque, const struct error *why)
 			if (a->memory[i])
 				conn_shutdown(a->memory[i]);
 	pthread_mutex_unlock(&a->lock);
+	/* ... and whoever waits for a page. */
+	if (give_up)
+		arrival_postcopy_abort(a);
 }
 
 static void *prefault_thread(void *arg)
@@ -139,6 +144,9 @@ static int take_device_state(struct arrival *a, const struct frame *f, uint64_t 
 	int rc = mem_receiver_wait(a->receiver, err);
 	if (rc)
 		return error_prefix(err, "memory");
+	rc = arrival_postcopy_begin(a, err);
+	if (rc)
+		return rc;
 	uint64_t before = clock_now_us();
 	rc = machine_load(a->vm->machine, f->payload, f->len, err);
 	if (rc)
@@ -228,7 +236,7 @@ static int run_commit(struct arrival *a, struct frame *commit, struct error *err
 	struct vm *vm = a->vm;
 	uint64_t received_us = clock_now_us(), stopped_us = 0, vcpus_us = 0;
 	pthread_mutex_lock(&a->lock);
-	if (a->abandoned) {
+	if (a->abandoned || a->memory_void) {
 		pthread_mutex_unlock(&a->lock);
 		return error_set(err, ECANCELED, "given up before COMMIT came");
 	}
@@ -336,7 +344,9 @@ static void give_up(struct arrival *a, const struct error *why)
 	arrival_note_end(a, refused ? "refused" : "failed", refused ? EXIT_REFUSED : EXIT_FAILED,
 			 why->message, NULL);
 	prefault_stop(a);
+	arrival_postcopy_abort(a);
 	arrival_channels_close(a);
+	arrival_postcopy_free(a);
 	arrival_hash_stop(a);
 	control_stop(vm);
 	struct record *record = steal_ptr(vm->record);
@@ -359,6 +369,7 @@ static void arrival_init(struct arrival *a, struct vm *vm, struct jsonl *daemon)
 	a->daemon = daemon;
 	pthread_mutex_init(&a->lock, NULL);
 	cond_init_monotonic(&a->changed);
+	a->faults_fd = -1;
 	for (unsigned i = 0; i < ARRIVAL_FILES_MAX; i++)
 		a->files[i].fd = -1;
 }
@@ -404,6 +415,11 @@ static int hello_ok(struct arrival *a, struct error *err)
 		json_pack("{s:i, s:s, s:s, s:o, s:o, s:o, s:o, s:o}", "version", (int)a->version, "program",
 			  SNM_VERSION, "host", a->vm->cfg->name, "disk_tokens", disks, "memory_tokens",
 			  memory, "resumed", resumed, "disk_modes", modes, "layer_tokens", layers);
+	if (o && a->faults_fd >= 0)
+		json_object_set_new(o, "postcopy_tokens",
+				    json_pack("[s, s]", a->postcopy_token[0], a->postcopy_token[1]));
+	else if (o && error_is_set(&a->postcopy_refused))
+		json_object_set_new(o, "postcopy_refused", jsonl_text(a->postcopy_refused.message));
 	int rc = move_link_send(a->link, FRAME_HELLO_OK, o, err);
 	json_decref(o);
 	return rc;
@@ -555,11 +571,14 @@ static int serve(struct arrival *a, int fd, bool *became_owner, struct error *er
 		arrival_note_end(a, "moved", EXIT_MOVED, "", NULL);
 	}
 	arrival_hash_stop(a);
-	/* the data channels are done; the control channel stays for MOVED */
-	arrival_channels_close(a);
-	pthread_mutex_lock(&a->lock);
-	a->closing = false;
-	pthread_mutex_unlock(&a->lock);
+	/* the data channels are done, but for those of pages that are missing; the control channel stays for
+	 * MOVED */
+	if (arrival_is_paging(a))
+		rc = arrival_postcopy_start(a, err);
+	else
+		arrival_channels_close(a);
+	if (rc)
+		return rc;
 	return a->write_failed ? arrival_reread_start(a, err) : arrival_confirm_start(a, err);
 }
 
@@ -577,6 +596,7 @@ static void arrival_free(struct arrival *a)
 		pthread_join(a->rereader, NULL);
 	if (a->confirmer_started)
 		pthread_join(a->confirmer, NULL);
+	arrival_postcopy_free(a);
 	move_link_free(a->link);
 	arrival_hash_free(a);
 	tls_context_free(a->tls);

@@ -13,6 +13,7 @@
 #include "host/partial.h"
 #include "host/registry.h"
 #include "memxfer/memxfer.h"
+#include "memxfer/postcopy.h"
 #include "nbd/nbd.h"
 #include "net/conn.h"
 #include "net/preamble.h"
@@ -81,6 +82,13 @@ struct arrival {
 	bool prefault_cancel;
 	struct mem_receiver *receiver;
 	struct arrival_hash *hash; /* NULL: a source of version 1 */
+	/* move_destination_postcopy.c; not agreed: faults_fd is -1 */
+	int faults_fd;
+	struct error postcopy_refused; /* asked for, and why not */
+	char postcopy_token[MEM_POSTCOPY_CHANNELS][TOKEN_HEX_CHARS + 1];
+	struct mem_postcopy_dest *postcopy; /* with the receiver */
+	pthread_t pager;
+	bool pager_started;
 	enum arrival_stage stage;  /* atomic */
 
 	pthread_mutex_t lock;
@@ -93,7 +101,9 @@ struct arrival {
 	struct nbd_server *layer_nbd;
 	struct conn *memory[MEM_STREAMS_MAX];
 	unsigned nmemory;
-	bool closing;	   /* no further channel is taken */
+	bool closing;	   /* the process ends */
+	bool channels_over; /* no further one is taken */
+	bool memory_void;  /* pages that were missing have been given up, before COMMIT */
 	bool channel_up;   /* control */
 	bool commit;	   /* COMMIT was read */
 	bool abandoned;	   /* durably */
@@ -146,6 +156,21 @@ int arrival_receiver_start(struct arrival *a,
 void arrival_storage_stop(struct arrival *a);  /* the fence: nothing of the peer writes afterwards */
 void arrival_channels_close(struct arrival *a);
 
+/* move_destination_postcopy.c */
+/* Before the machine is made: sees whether it can be done here, if hello asks for it. */
+void arrival_postcopy_open(struct arrival *a, json_t *hello);
+int arrival_postcopy_create(struct arrival *a, struct error *err); /* with the receiver of memory */
+/* A channel of the source; conn is taken over. */
+int arrival_postcopy_add(struct arrival *a, unsigned channel, struct conn *conn, struct error *err);
+/* The last round is here: from now on who touches a page that it only named waits for it. */
+int arrival_postcopy_begin(struct arrival *a, struct error *err);
+bool arrival_is_paging(struct arrival *a); /* any thread */
+/* Of a VM that never ran: nothing waits for pages any more. Any thread. */
+void arrival_postcopy_abort(struct arrival *a);
+/* The VM is owned here: waits for its pages in the background, then closes the channels. */
+int arrival_postcopy_start(struct arrival *a, struct error *err);
+void arrival_postcopy_free(struct arrival *a); /* idempotent; before the machine goes */
+
 /* move_destination.c: the VM's folder gets its place; everything in it can be done again by a daemon that
  * finds it undone. */
 void arrival_settle_in(struct arrival *a);
@@ -172,6 +197,8 @@ int arrival_confirm_start(struct arrival *a, struct error *err);
 /* One step by the rules with what the peer said; any thread. Returns the action taken. */
 enum handover_action arrival_settle(struct arrival *a, const struct handover_report *report,
 				    struct error *err);
+/* Asks the source what it says of itself, and tells what this side does. Any thread. */
+int arrival_ask(struct arrival *a, struct handover_report *answer, struct error *err);
 /* prepared -> abandoned, durably, unless COMMIT was read. */
 int arrival_abandon(struct arrival *a, const char *why, struct error *err);
 

@@ -59,7 +59,7 @@ static int add_disk(struct arrival *a, unsigned i, struct conn *conn, struct err
 	/* Under the lock that COMMIT takes, and before the first request is read: nothing of the peer writes
 	 * to a disk that may be the running guest's. */
 	SCOPE_LOCK(&a->lock);
-	if (a->closing || a->commit) {
+	if (a->channels_over || a->commit) {
 		nbd_server_free(s);
 		conn_close(conn);
 		return error_set(err, ESHUTDOWN, "disk %s: no session is taken any more",
@@ -86,11 +86,15 @@ static int take_channel(struct arrival *a, json_t *msg, int fd, struct error *er
 	while (disk && layer < a->nlayers && strcmp(a->layer_token[layer], token))
 		layer++;
 	bool is_layer = disk && layer < a->nlayers;
-	unsigned n = disk ? a->vm->def.ndisks : a->nstreams, i;
+	unsigned n = disk ? a->vm->def.ndisks : a->nstreams, i, late = 0;
+	while (!disk && late < MEM_POSTCOPY_CHANNELS &&
+	       (a->faults_fd < 0 || strcmp(a->postcopy_token[late], token)))
+		late++;
+	bool is_late = !disk && late < MEM_POSTCOPY_CHANNELS;
 	for (i = 0; i < n; i++)
 		if (!strcmp(disk ? a->disk_token[i] : a->memory_token[i], token))
 			break;
-	if (i == n && !is_layer) {
+	if (i == n && !is_layer && !is_late) {
 		close(fd);
 		return error_set(err, EPERM, "a %s channel with a token of another kind", channel);
 	}
@@ -100,10 +104,12 @@ static int take_channel(struct arrival *a, json_t *msg, int fd, struct error *er
 		return error_prefix(err, "%s channel %u", channel, i);
 	if (is_layer)
 		return arrival_layer_add(a, layer, conn, err);
+	if (is_late)
+		return arrival_postcopy_add(a, late, conn, err);
 	if (disk)
 		return add_disk(a, i, conn, err);
 	SCOPE_LOCK(&a->lock);
-	if (a->closing || a->memory[i]) {
+	if (a->channels_over || a->memory[i]) {
 		conn_close(conn);
 		return error_set(err, EEXIST, "memory channel %u is there already", i);
 	}
@@ -118,9 +124,9 @@ static void *router_thread(void *arg)
 	struct arrival *a = arg;
 	for (;;) {
 		pthread_mutex_lock(&a->lock);
-		bool closing = a->closing;
+		bool over = a->channels_over;
 		pthread_mutex_unlock(&a->lock);
-		if (closing)
+		if (over)
 			return NULL;
 		if (!jsonl_pending(a->daemon)) {
 			struct pollfd p = {.fd = jsonl_fd(a->daemon), .events = POLLIN};
@@ -160,6 +166,10 @@ int arrival_tokens(struct arrival *a, struct error *err)
 		rc = token_generate(a->layer_token[i], err);
 		json_array_append_new(list, json_string(a->layer_token[i]));
 	}
+	for (unsigned i = 0; !rc && a->faults_fd >= 0 && i < MEM_POSTCOPY_CHANNELS; i++) {
+		rc = token_generate(a->postcopy_token[i], err);
+		json_array_append_new(list, json_string(a->postcopy_token[i]));
+	}
 	json_t *q = json_pack("{s:s, s:o}", "cmd", "tokens", "tokens", list), *reply = NULL;
 	if (!rc)
 		rc = jsonl_call(a->daemon, q, &reply, NULL, DAEMON_ANSWER_MS, err);
@@ -192,9 +202,12 @@ int arrival_receiver_start(struct arrival *a, struct error *err)
 		.nstreams = a->nstreams,
 		.timeout_ms = a->vm->cfg->silence_ms,
 		.epoch = a->epoch,
+		.postcopy = a->faults_fd >= 0,
 	};
 	struct mem_receiver *r;
-	int rc = mem_receiver_start(&opt, &r, err);
+	int rc = arrival_postcopy_create(a, err);
+	if (!rc)
+		rc = mem_receiver_start(&opt, &r, err);
 	if (rc)
 		return rc;
 	SCOPE_LOCK(&a->lock);
@@ -215,7 +228,7 @@ void arrival_storage_stop(struct arrival *a)
 void arrival_channels_close(struct arrival *a)
 {
 	pthread_mutex_lock(&a->lock);
-	a->closing = true;
+	a->channels_over = true;
 	pthread_cond_broadcast(&a->changed);
 	pthread_mutex_unlock(&a->lock);
 	if (a->router_started)

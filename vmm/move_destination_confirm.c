@@ -105,10 +105,34 @@ enum handover_action arrival_settle(struct arrival *a, const struct handover_rep
 	return act;
 }
 
+static void own_report(struct arrival *a, const struct vm_record *rec, const struct handover_self *self,
+		       struct handover_report *own)
+{
+	bool paging = arrival_is_paging(a);
+	handover_describe(rec, self, !paging, own);
+	own->paging = paging;
+}
+
+int arrival_ask(struct arrival *a, struct handover_report *answer, struct error *err)
+{
+	struct vm *vm = a->vm;
+	struct vm_record rec;
+	struct handover_self self;
+	struct handover_report own;
+	self_of(a, &self);
+	int rc = vm_record(vm, &rec, err);
+	if (rc)
+		return rc;
+	own_report(a, &rec, &self, &own);
+	rc = ask_peer(vm->cfg, a->peer, a->peer_address, vm->def.uuid, &own, vm->cfg->silence_ms, answer, err);
+	SCOPE_LOCK(&a->lock);
+	a->answers = !rc && answer->state != HANDOVER_NONE;
+	return rc;
+}
+
 static void *confirm_thread(void *arg)
 {
 	struct arrival *a = arg;
-	struct vm *vm = a->vm;
 	struct error err = ERROR_INIT;
 	struct frame f;
 	/* The source says MOVED on the channel that is open... */
@@ -124,21 +148,10 @@ static void *confirm_thread(void *arg)
 	while (!a->confirmed && !a->closing) {
 		/* ...or it is asked until it says so. */
 		pthread_mutex_unlock(&a->lock);
-		struct vm_record rec;
-		struct handover_self self;
-		struct handover_report own, answer;
+		struct handover_report answer;
 		err = ERROR_INIT;
-		self_of(a, &self);
-		if (!vm_record(vm, &rec, &err)) {
-			handover_describe(&rec, &self, true, &own);
-			int rc = ask_peer(vm->cfg, a->peer, a->peer_address, vm->def.uuid, &own,
-					  vm->cfg->silence_ms, &answer, &err);
-			pthread_mutex_lock(&a->lock);
-			a->answers = !rc && answer.state != HANDOVER_NONE;
-			pthread_mutex_unlock(&a->lock);
-			if (!rc)
-				arrival_settle(a, &answer, &err);
-		}
+		if (!arrival_ask(a, &answer, &err))
+			arrival_settle(a, &answer, &err);
 		pthread_mutex_lock(&a->lock);
 		if (a->confirmed || a->closing)
 			break;

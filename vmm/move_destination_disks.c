@@ -299,7 +299,7 @@ int arrival_layer_add(struct arrival *a, unsigned layer, struct conn *conn, stru
 		return rc;
 	}
 	SCOPE_LOCK(&a->lock);
-	if (a->closing || a->assembled || a->layer != opt.block) {
+	if (a->channels_over || a->assembled || a->layer != opt.block) {
 		nbd_server_free(s);
 		conn_close(conn);
 		return error_set(err, ESHUTDOWN, "%s: no session is taken any more", name);

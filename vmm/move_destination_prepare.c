@@ -429,6 +429,8 @@ int arrival_build(struct arrival *a, json_t *hello, struct error *err)
 {
 	struct vm *vm = a->vm;
 	int rc = check_machine(a, err);
+	if (!rc)
+		arrival_postcopy_open(a, hello);
 	arrival_supersede(a, hello);
 	if (!rc)
 		rc = ask_admission(a, err);

@@ -216,6 +216,9 @@ static void *source_thread(void *arg)
 			vm_set_state(vm, VM_IN_DOUBT, err.message);
 			source_close_channels(mv);
 			out = (struct outcome){"in-doubt", EXIT_IN_DOUBT};
+		} else if (!mv->peer_started && error_is_set(&mv->postcopy.failure)) {
+			err = mv->postcopy.failure;
+			out = (struct outcome){"crashed", EXIT_CRASHED};
 		} else if (!mv->peer_started) {
 			error_set(&err, EOWNERDEAD,
 				  "%s owns the VM, but it ended there before it was heard of: it has crashed "
@@ -250,6 +253,9 @@ int move_source_start(struct vm *vm, const struct move_options *opt, struct erro
 		return error_set(err, EBUSY, "VM %s is %s", vm->def.name, vm_state_name(state));
 	if (move_is_running(vm))
 		return error_set(err, EBUSY, "VM %s is already being moved", vm->def.name);
+	if (move_destination_is_paging(vm))
+		return error_set(err, EBUSY, "VM %s has just moved here, and its last memory is on the way still",
+				 vm->def.name);
 	struct vm_record rec;
 	int rc = vm_record(vm, &rec, err);
 	if (!rc)
@@ -340,9 +346,14 @@ int move_source_cancel(struct vm *vm, struct error *err)
 		return error_set(err, ENOENT, "VM %s is not being moved", vm->def.name);
 	pthread_mutex_lock(&mv->lock);
 	if (mv->commit) {
+		bool paging = mv->postcopy.began;
 		pthread_mutex_unlock(&mv->lock);
-		return error_set(err, EBUSY, "VM %s has been handed over already: too late to cancel",
-				 vm->def.name);
+		return paging ? error_set(err, EBUSY,
+					  "VM %s runs on %s already, and its last memory is on the way there: too "
+					  "late to cancel",
+					  vm->def.name, mv->opt.peer)
+			      : error_set(err, EBUSY, "VM %s has been handed over already: too late to cancel",
+					  vm->def.name);
 	}
 	mv->cancelled |= !mv->interrupted || source_link_lost(&mv->why);
 	pthread_mutex_unlock(&mv->lock);
@@ -397,11 +408,25 @@ void move_source_guest_gone(struct vm *vm, const char *what)
 	json_decref(last);
 }
 
+static bool vm_has_moved(struct vm *vm)
+{
+	struct vm_record rec;
+	return !vm_record(vm, &rec, NULL) && rec.state == HANDOVER_MOVED;
+}
+
+bool move_source_is_paging(struct vm *vm)
+{
+	struct move *mv = current(vm);
+	return mv && move_is_running(vm) && source_postcopy_open(mv);
+}
+
 int move_source_resolve(struct vm *vm, const char *how, struct error *err)
 {
 	struct move *mv = current(vm);
 	if (!mv || !move_is_running(vm))
 		return error_set(err, ENOENT, "VM %s is not in doubt here", vm->def.name);
+	if (vm_has_moved(vm) && source_postcopy_open(mv))
+		return source_postcopy_resolve(mv, how, err);
 	SCOPE_LOCK(&mv->lock);
 	if (!mv->settle_started)
 		return error_set(err, EBUSY, "VM %s is being handed over and not in doubt yet", vm->def.name);

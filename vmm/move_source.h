@@ -10,6 +10,7 @@
 
 #include "host/handover.h"
 #include "memxfer/memxfer.h"
+#include "memxfer/postcopy.h"
 #include "net/conn.h"
 #include "net/preamble.h"
 #include "vmm/move.h"
@@ -26,6 +27,7 @@ enum move_phase {
 	MOVE_MEMORY,	/* pre-copy rounds */
 	MOVE_HANDOVER,	/* guest paused, up to READY */
 	MOVE_COMMITTED, /* COMMIT may have left: only the destination's word settles */
+	MOVE_POSTCOPY,	/* the guest runs there, its last memory is here */
 	MOVE_CLEANUP,
 	MOVE_ENDED,
 };
@@ -57,6 +59,21 @@ struct source_pace {
 	bool cancelled;	       /* by --on-exceed cancel */
 	unsigned slowed_percent, most_percent;
 	uint64_t since_ms, slowed_ms;
+};
+
+/* vmm/move_source_postcopy.c */
+struct source_postcopy {
+	char token[MEM_POSTCOPY_CHANNELS][64];
+	bool agreed; /* the destination can */
+	bool chosen; /* the memory that is left at the pause goes by post-copy; the move's thread */
+	/* under lock */
+	struct mem_postcopy_source *pages; /* NULL before it is chosen, and after the end */
+	bool began;			   /* pages are missing there */
+	bool complete;
+	bool stop; /* nobody is to be waited for any more */
+	struct error failure; /* why the destination never got them */
+	uint64_t began_ms, ended_ms;
+	struct mem_postcopy_stats stats; /* at the end */
 };
 
 struct move {
@@ -125,6 +142,7 @@ struct move {
 	unsigned attempts;
 	struct blackout blackout; /* of the last attempt */
 	struct source_pace pace;
+	struct source_postcopy postcopy;
 };
 
 /* Ends what is under way before COMMIT: mirrors, sender, link waits. The first reason stays. Any thread. */
@@ -229,6 +247,27 @@ json_t *source_proof_json(const struct move *mv); /* mv->lock held; new referenc
 
 /* Adds up what the disks carried; mv->lock held. May be called again. */
 void source_count_disks(struct move *mv);
+
+/* move_source_postcopy.c */
+int source_postcopy_parse(json_t *o, struct move_options *opt, struct error *err); /* "postcopy" of o */
+/* What the destination said to it in HELLO_OK: -EOPNOTSUPP where --postcopy now cannot be. */
+int source_postcopy_accepted(struct move *mv, json_t *hello_ok, struct error *err);
+unsigned source_postcopy_rounds(const struct move *mv); /* of pre-copy */
+/* Rounds before the pause: that one more is worth while. */
+bool source_postcopy_catches_up(const struct move *mv);
+/* Before the pause: chooses, and makes everything for it. */
+int source_postcopy_prepare(struct move *mv, struct error *err);
+/* In the pause, if it was chosen, instead of mem_sender_finish. */
+int source_postcopy_send(struct move *mv, struct error *err);
+/* Pages are missing at the destination, and may be had here; any thread. */
+bool source_postcopy_open(struct move *mv);
+/* After COMMIT: waits until the destination has every page, or never will have (then its guest is gone). */
+void source_postcopy_finish(struct move *mv);
+/* {"cmd":"resolve"} meanwhile. */
+int source_postcopy_resolve(struct move *mv, const char *how, struct error *err);
+void source_postcopy_close(struct move *mv); /* and adds up what it carried */
+/* Figures; mv->lock held. New reference, or NULL if there was none. */
+json_t *source_postcopy_json(struct move *mv);
 
 /* move_source_report.c */
 uint64_t source_populated_bytes(struct vm *vm);

@@ -72,7 +72,7 @@ static int send_last(struct move *mv, struct state_writer *w, struct error *err)
 	if (!rc)
 		rc = move_link_send_bytes(mv->link, FRAME_DEVICE_STATE, buf, (uint32_t)len, err);
 	if (!rc)
-		rc = mem_sender_finish(mv->sender, err);
+		rc = mv->postcopy.chosen ? source_postcopy_send(mv, err) : mem_sender_finish(mv->sender, err);
 	struct frame f;
 	if (!rc)
 		rc = move_link_wait(mv->link, 1u << FRAME_READY, mv->vm->cfg->silence_ms / 2, &f, err);
@@ -182,11 +182,13 @@ static int try_handover(struct move *mv, struct error *err)
 			rc = source_phase_with_peer(mv, "prepare", err);
 		/* Both hosts' disks were busy since the last round; what the guest has written meanwhile goes
 		 * while it runs. */
-		bool limit_hit;
-		if (!rc)
+		bool limit_hit = false;
+		if (!rc && source_postcopy_catches_up(mv))
 			rc = mem_sender_catch_up(mv->sender, &limit_hit, err);
 		if (!rc)
 			rc = source_pace_judge(mv, limit_hit, err);
+		if (!rc)
+			rc = source_postcopy_prepare(mv, err);
 		mv->handover_begun |= !rc;
 		if (rc)
 			return rc;
@@ -251,7 +253,7 @@ int source_commit(struct move *mv, struct error *err)
 	if (!rc) {
 		mv->running_us = clock_now_us() - held_effects_us(&f, clock_now_us() - mv->ready_us);
 		mv->blackout.resume_us = mv->running_us - mv->ready_us;
-		mv->peer_started = true;
+		mv->peer_started = !source_postcopy_open(mv);
 		bool abandoned = f.type == FRAME_ABANDONED;
 		const char *s = json_string_value(json_object_get(f.json, "reason"));
 		if (abandoned)
@@ -302,6 +304,7 @@ void source_close_channels(struct move *mv)
 	unsigned n = mv->nmemory;
 	mv->nmemory = 0;
 	pthread_mutex_unlock(&mv->lock);
+	source_postcopy_close(mv);
 	for (unsigned i = 0; i < n; i++) {
 		mv->wire_bytes += conn_bytes_sent(mv->memory[i]);
 		conn_close(mv->memory[i]);
@@ -415,7 +418,8 @@ int source_end_moved(struct move *mv, struct error *err)
 	if (rc)
 		return rc;
 	fault_point("moved-recorded");
-	source_set_phase(mv, MOVE_CLEANUP, "cleanup");
+	bool paging = source_postcopy_open(mv);
+	source_set_phase(mv, paging ? MOVE_POSTCOPY : MOVE_CLEANUP, paging ? "postcopy" : "cleanup");
 	struct frame f;
 	json_t *told = json_pack("{s:o}", "figures", source_figures(mv));
 	if (mv->link && !move_link_failed(mv->link, NULL) &&
@@ -428,6 +432,10 @@ int source_end_moved(struct move *mv, struct error *err)
 		}
 	}
 	json_decref(told);
+	if (paging) {
+		source_postcopy_finish(mv);
+		source_set_phase(mv, MOVE_CLEANUP, "cleanup");
+	}
 	source_close_channels(mv);
 	return 0;
 }

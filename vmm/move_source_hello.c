@@ -173,6 +173,8 @@ int move_options_parse(json_t *request, struct move_options *opt, struct error *
 		rc = parse_to_disk(o, opt, err);
 	if (!rc)
 		rc = parse_compress(o, opt, err);
+	if (!rc)
+		rc = source_postcopy_parse(o, opt, err);
 	if (rc)
 		return rc;
 	if (!opt->streams)
@@ -317,6 +319,8 @@ static json_t *make_hello(struct move *mv, struct travel_file *files, unsigned n
 	}
 	if (mv->opt.keep_partial_s != MOVE_AS_CONFIGURED)
 		json_object_set_new(hello, "keep_partial_s", json_integer(mv->opt.keep_partial_s));
+	if (mv->opt.postcopy != MOVE_POSTCOPY_NEVER)
+		json_object_set_new(hello, "postcopy", json_true());
 	/* What is left at the destination of an earlier attempt is settled by what this side says of itself.
 	 */
 	struct vm_record rec;
@@ -471,6 +475,8 @@ int source_hello(struct move *mv, struct error *err)
 		rc = take_tokens(reply.json, "layer_tokens", mv->layer_token, mv->nlayers, err);
 	if (!rc)
 		rc = source_disks_accepted(mv, reply.json, err);
+	if (!rc)
+		rc = source_postcopy_accepted(mv, reply.json, err);
 	for (unsigned i = 0; i < vm->def.ndisks; i++)
 		mv->resumed[i] = json_is_true(json_array_get(json_object_get(reply.json, "resumed"), i));
 	frame_release(&reply);

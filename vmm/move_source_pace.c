@@ -123,9 +123,10 @@ static struct mem_pause_costs pause_costs(struct move *mv)
 void source_pace_options(struct move *mv, struct mem_sender_options *so)
 {
 	so->downtime_target_ms = mv->opt.max_downtime_ms;
-	so->max_rounds = mv->opt.max_rounds;
+	so->max_rounds = source_postcopy_rounds(mv);
 	so->max_time_ms = mv->opt.max_time_ms;
-	so->slow_max_percent = priorities[mv->opt.priority].slow_max_percent;
+	/* One that may go before its memory has need not be slowed. */
+	so->slow_max_percent = mv->postcopy.agreed ? 0 : priorities[mv->opt.priority].slow_max_percent;
 	so->shrink = priorities[mv->opt.priority].shrink;
 	so->brake = (struct guest_brake){mv, set_speed};
 	so->pause = pause_costs(mv);
@@ -151,6 +152,7 @@ int source_pace_judge(struct move *mv, bool limit_hit, struct error *err)
 	pthread_mutex_lock(&mv->lock);
 	mv->pace.predicted_us = st.predicted_downtime_us;
 	mv->pace.judged_us = clock_now_us();
+	limit_hit &= !mv->postcopy.agreed; /* post-copy is the answer to that */
 	bool cancel = limit_hit && mv->opt.on_exceed == MOVE_EXCEED_CANCEL;
 	mv->pace.cancelled |= cancel;
 	pthread_mutex_unlock(&mv->lock);

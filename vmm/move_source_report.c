@@ -13,8 +13,8 @@
 
 static const char *phase_word(enum move_phase phase)
 {
-	static const char *const words[] = {"connect",	"storage",   "verify",	"memory",
-					    "handover", "committed", "cleanup", "ended"};
+	static const char *const words[] = {"connect",	 "storage",  "verify",	"memory", "handover",
+					    "committed", "postcopy", "cleanup", "ended"};
 	return words[phase];
 }
 
@@ -89,6 +89,11 @@ static void look(struct report *r)
 	r->total_bytes += share;
 	if (mv->sender)
 		mem_sender_stats(mv->sender, &mv->mem);
+	if (mv->postcopy.pages && mv->postcopy.began) {
+		struct mem_postcopy_stats st;
+		mem_postcopy_source_stats(mv->postcopy.pages, &st);
+		mv->mem.remaining_bytes = st.missing_pages * MEM_PAGE_BYTES;
+	}
 	look_at_rounds(r);
 	if (mv->mem.total_bytes) {
 		r->total_bytes += mv->mem.total_bytes;
@@ -216,6 +221,8 @@ static void report_once(struct report *r)
 	if (mv->mem.total_bytes)
 		json_object_set_new(ev, "memory", describe_memory(&mv->mem));
 	source_pace_progress(mv, ev);
+	if (mv->postcopy.began)
+		json_object_set_new(ev, "postcopy", source_postcopy_json(mv));
 	if (phase == MOVE_VERIFY) {
 		uint64_t verified, all;
 		source_verify_progress(mv, &verified, &all);
@@ -317,7 +324,7 @@ static json_t *make_figures(const struct move *mv, uint64_t wire_bytes)
 			 (json_int_t)(mv->t_storage_ms ? storage_end - mv->t_storage_ms : 0), "memory_ms",
 			 (json_int_t)(mv->t_memory_ms ? now - mv->t_memory_ms : 0), "downtime_ms",
 			 (double)downtime_us / 1000.0, "memory_bytes",
-			 (json_int_t)(mv->mem.sent_pages * MEM_PAGE_BYTES), "unchanged_bytes",
+			 (json_int_t)((mv->mem.sent_pages + mv->postcopy.stats.sent_pages) * MEM_PAGE_BYTES), "unchanged_bytes",
 			 (json_int_t)(mv->mem.unchanged_pages * MEM_PAGE_BYTES), "disk_bytes",
 			 (json_int_t)mv->disk_bytes, "mirrored_bytes", (json_int_t)mv->mirrored_bytes,
 			 "wire_bytes", (json_int_t)wire_bytes, "rounds", (int)mv->mem.round, "attempts",
@@ -354,6 +361,8 @@ void source_emit_end(struct move *mv, const char *result, int exit_status, const
 	if (ev) {
 		json_object_set_new(ev, "proof", source_proof_json(mv));
 		source_pace_result(mv, ev);
+		if (mv->postcopy.began)
+			json_object_set_new(ev, "postcopy", source_postcopy_json(mv));
 	}
 	struct blackout blackout = mv->blackout;
 	pthread_mutex_unlock(&mv->lock);

@@ -279,6 +279,9 @@ int vm_user_pause(struct vm *vm, struct error *err)
 		return error_set(err, EBUSY, "VM %s is %s", vm->def.name, vm_state_name(state));
 	if (move_is_deciding(vm))
 		return error_set(err, EBUSY, "VM %s is being handed over", vm->def.name);
+	if (move_destination_is_paging(vm)) /* a vCPU that waits for a page does not stop */
+		return error_set(err, EBUSY, "VM %s has just moved here, and its last memory is on the way still",
+				 vm->def.name);
 	int rc = machine_pause(vm->machine, err);
 	if (!rc)
 		vm_set_state(vm, VM_PAUSED, NULL);

@@ -122,6 +122,14 @@ static int parse_max_time(const char *arg, json_t *options)
 	return 0;
 }
 
+static int parse_postcopy(const char *arg, json_t *options)
+{
+	if (strcmp(arg, "auto") && strcmp(arg, "now") && strcmp(arg, "never"))
+		return snmigrate_usage_error("--postcopy %s: auto, now or never is needed", arg);
+	json_object_set_new(options, "postcopy", json_string(arg));
+	return 0;
+}
+
 static int parse_to_disk(const char *arg, json_t *options)
 {
 	const char *eq = strchr(arg, '=');
@@ -194,6 +202,7 @@ const struct option snmigrate_move_options[] = {
 	{"keep-partial", required_argument, NULL, 'P'},
 	{"backing", required_argument, NULL, 'K'},
 	{"to-disk", required_argument, NULL, 'D'},
+	{"postcopy", required_argument, NULL, 'o'},
 	{"control", required_argument, NULL, 'c'},
 	{0}};
 /* clang-format on */
@@ -280,6 +289,9 @@ static int move_or_rehearse(struct snmigrate *s, int argc, char **argv, bool reh
 			break;
 		case 'D':
 			status = parse_to_disk(optarg, options);
+			break;
+		case 'o':
+			status = parse_postcopy(optarg, options);
 			break;
 		case 'z':
 			status = parse_compress(optarg, options);
