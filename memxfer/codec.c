@@ -113,13 +113,12 @@ void mem_run_decode(const uint8_t raw[MEM_RUN_BYTES], struct mem_run *out)
 		.first = get_be64(raw), .npages = get_be32(raw + 8), .kind = get_be16(raw + 12)};
 }
 
-/* Pages that are named only, or that are to come later, are of no stream. */
+/* What is named only is to come later. */
 static bool kind_fits(const struct mem_header *h, unsigned kind)
 {
 	if (h->type != MEM_FRAME_PAGES)
 		return kind == MEM_RUN_LATER;
-	return (kind >= MEM_RUN_HOLE && kind <= MEM_RUN_DATA) ||
-	       (kind == MEM_RUN_LATER && h->flags & MEM_FLAG_FINAL);
+	return kind >= MEM_RUN_HOLE && kind <= MEM_RUN_LATER;
 }
 
 int mem_runs_decode(const struct mem_header *h, const uint8_t *table, uint64_t npages, unsigned nstreams,

@@ -54,7 +54,7 @@ enum mem_frame_type {
 #define MEM_FLAG_ZSTD  0x0001u
 #define MEM_FLAG_FINAL 0x0002u /* after the barrier: regions are not bound to streams any more */
 
-/* LATER: in a FINAL frame the page comes by post-copy, and what was sent of it is void. */
+/* LATER: what was sent of the page is void; unless it is sent again on this stream, it comes by post-copy. */
 enum mem_run_kind { MEM_RUN_HOLE = 1, MEM_RUN_ZERO, MEM_RUN_DATA, MEM_RUN_LATER };
 
 struct mem_header {

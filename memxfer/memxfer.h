@@ -103,6 +103,11 @@ void mem_sender_pause_costs(struct mem_sender *s, const struct mem_pause_costs *
  * with a barrier frame that carries page counts, and waits until the receiver acknowledged every stream (one
  * byte frame back). */
 int mem_sender_finish(struct mem_sender *s, struct error *err);
+/*
+ * After pre-copy: tells the destination what is dirty now, so that it makes room while the guest runs. What
+ * is left for the pause is then what was written since. Rounds may follow, as after mem_sender_precopy.
+ */
+int mem_sender_announce_later(struct mem_sender *s, struct error *err);
 /* As mem_sender_finish, but what is dirty is only named: it comes by post-copy (memxfer/postcopy.h), and what
  * the destination has of it is void. *later, one bit a page, stays the sender's; *npages are set. The
  * receiver must have been started with `postcopy`. */
@@ -118,7 +123,7 @@ struct mem_receiver_options {
 	unsigned nstreams;
 	unsigned timeout_ms;
 	uint64_t epoch;
-	bool postcopy; /* the last round may name pages that come later */
+	bool postcopy; /* frames may name pages that come later */
 };
 struct mem_receiver;
 /*

@@ -35,7 +35,7 @@ struct mem_receiver {
 	 * streams after the barrier, hence atomic. */
 	uint64_t *written;
 	uint64_t *later; /* NULL: not agreed. Pages that post-copy brings; likewise */
-	_Atomic uint64_t later_pages;
+	atomic_bool any_later;
 	_Atomic uint64_t data_pages, zero_pages, hole_pages;
 	_Atomic unsigned round;
 
@@ -114,8 +114,17 @@ static int expect_later(struct mem_receiver *r, const struct mem_run *run, struc
 				   (unsigned long long)run->first);
 	for (uint64_t page = run->first; page < end; page++)
 		bitmap_set_atomic(r->later, page);
-	atomic_fetch_add(&r->later_pages, run->npages);
+	atomic_store(&r->any_later, true);
 	return 0;
+}
+
+/* They have come after all. */
+static void forget_later(struct mem_receiver *r, const struct mem_run *run)
+{
+	uint64_t end = run->first + run->npages;
+
+	for (uint64_t page = run->first; page < end && atomic_load(&r->any_later); page++)
+		__atomic_fetch_and(&r->later[page / 64], ~(UINT64_C(1) << (page % 64)), __ATOMIC_RELAXED);
 }
 
 /* The runs were validated as a whole. */
@@ -127,6 +136,8 @@ static int apply(struct mem_rx *rx, const struct mem_header *h, const uint8_t *d
 		const struct mem_run *run = &rx->runs[i];
 		int ret = 0;
 
+		if (run->kind != MEM_RUN_LATER)
+			forget_later(r, run);
 		switch (run->kind) {
 		case MEM_RUN_DATA:
 			memcpy(r->opt.space.base + run->first * MEM_PAGE_BYTES, data,
@@ -427,7 +438,9 @@ int mem_receiver_wait(struct mem_receiver *r, struct error *err)
 
 uint64_t *mem_receiver_take_later(struct mem_receiver *r)
 {
-	return atomic_load(&r->later_pages) ? steal_ptr(r->later) : NULL;
+	uint64_t npages = r->opt.space.npages;
+
+	return r->later && bitmap_next_set(r->later, npages, 0) < npages ? steal_ptr(r->later) : NULL;
 }
 
 void mem_receiver_stats(struct mem_receiver *r, struct mem_stats *out)

@@ -338,16 +338,38 @@ static int finish(struct mem_sender *s, struct error *err)
 	atomic_store(&s->final_collect_us, s->collect_ns / 1000);
 	set_remaining(s, dirty);
 	atomic_fetch_add(&s->round, 1);
+	/* What has been announced need not be named again. */
+	for (uint64_t w = 0; s->later && s->announced && w < BITMAP_WORDS(s->opt.space.npages); w++)
+		s->dirty[w] &= ~s->announced[w];
+	if (s->later)
+		dirty = bitmap_count(s->dirty, s->opt.space.npages);
 	stripe(s, dirty);
 	return run_job(s, JOB_FINAL, err);
 }
 
+int mem_sender_announce_later(struct mem_sender *s, struct error *err)
+{
+	uint64_t bytes = BITMAP_WORDS(s->opt.space.npages) * sizeof *s->dirty;
+	int ret = failure(s, err);
+
+	if (ret < 0)
+		return ret;
+	if (!s->announced)
+		s->announced = bitmap_alloc(s->opt.space.npages);
+	if (!s->announced)
+		return error_errno(err, ENOMEM, "memory transfer: bitmap");
+	memcpy(s->announced, s->dirty, bytes);
+	return run_job(s, JOB_ANNOUNCE, err);
+}
+
 int mem_sender_finish_later(struct mem_sender *s, const uint64_t **later, uint64_t *npages, struct error *err)
 {
+	int ret;
+
 	s->later = true;
-
-	int ret = finish(s, err);
-
+	ret = finish(s, err);
+	for (uint64_t w = 0; ret == 0 && s->announced && w < BITMAP_WORDS(s->opt.space.npages); w++)
+		s->dirty[w] |= s->announced[w];
 	if (ret == 0) {
 		*later = s->dirty;
 		*npages = bitmap_count(s->dirty, s->opt.space.npages);
@@ -431,6 +453,7 @@ void mem_sender_free(struct mem_sender *s)
 	if (s->tracking)
 		s->opt.dirty.stop(s->opt.dirty.opaque);
 	free(s->dirty);
+	free(s->announced);
 	page_hashes_free(s->hashes);
 	idle_cpu_release(&s->idle_cpu);
 	pthread_cond_destroy(&s->work);

@@ -11,7 +11,7 @@
  * Private to sender*.c. Each stream has a writer thread, which does the jobs that precopy and finish post,
  * and a reader thread for what the destination answers. Everything below `lock` is under it.
  */
-enum mem_job { JOB_NONE, JOB_ROUND, JOB_FINAL };
+enum mem_job { JOB_NONE, JOB_ROUND, JOB_ANNOUNCE, JOB_FINAL };
 
 struct mem_worker {
 	struct mem_sender *sender;
@@ -36,9 +36,10 @@ struct mem_sender {
 	struct mem_tx_counters counters;
 	struct idle_cpu idle_cpu;
 	struct page_hashes *hashes;
-	uint64_t *dirty; /* the round's; a region's words are its stream's while a job runs */
-	bool later;	 /* JOB_FINAL names the pages only, and leaves in `dirty` those that it named */
-	bool tracking;	 /* the coordinator's, like what follows */
+	uint64_t *dirty;     /* the round's; a region's words are its stream's while a job runs */
+	uint64_t *announced; /* of these, what the destination knows to come later; NULL: none, ever */
+	bool later;	     /* JOB_FINAL names the pages only, and leaves in `dirty` those that it named */
+	bool tracking;	     /* the coordinator's, like what follows */
 	uint64_t started_ns;
 	double rate; /* data bytes a second, end to end */
 	double rate_weight;

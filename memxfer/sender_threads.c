@@ -189,6 +189,8 @@ static int do_round(struct mem_worker *w, struct error *err)
 		if (ret < 0)
 			return ret;
 		bitmap_clear_range(s->dirty, first, n);
+		if (s->announced)
+			bitmap_clear_range(s->announced, first, n);
 		/* Long stretches of zeroes make few frames, unchanged pages none: the destination must hear
 		 * of us all the same. */
 		if (clock_now_ns() - w->tx.last_send_ns > quiet_ns) {
@@ -200,6 +202,24 @@ static int do_round(struct mem_worker *w, struct error *err)
 	ret = drain(w, err);
 	/* The first round leaves a backlog; once more, for the round trip alone. */
 	return ret == 0 && w->tx.round == 1 ? drain(w, err) : ret;
+}
+
+/* Done when the destination has made room. */
+static int do_announce(struct mem_worker *w, struct error *err)
+{
+	struct mem_sender *s = w->sender;
+	uint64_t npages = s->opt.space.npages;
+	int ret = 0;
+
+	for (uint64_t r = w->tx.index; r < MEM_REGIONS(npages) && ret == 0; r += s->opt.nstreams) {
+		uint64_t first = r * MEM_REGION_PAGES;
+		uint64_t n = npages - first < MEM_REGION_PAGES ? npages - first : MEM_REGION_PAGES;
+
+		ret = mem_tx_later(&w->tx, s->announced, first, n, err);
+	}
+	if (ret == 0)
+		ret = mem_tx_flush(&w->tx, err);
+	return ret < 0 ? ret : drain(w, err);
 }
 
 static int do_final(struct mem_worker *w, struct error *err)
@@ -286,6 +306,8 @@ void *mem_sender_writer(void *arg)
 		pthread_mutex_unlock(&s->lock);
 		if (job == JOB_ROUND)
 			ret = do_round(w, &err);
+		else if (job == JOB_ANNOUNCE)
+			ret = do_announce(w, &err);
 		else if (job == JOB_FINAL)
 			ret = do_final(w, &err);
 		else

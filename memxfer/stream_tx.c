@@ -259,9 +259,13 @@ static int add_span(struct mem_tx *tx, const uint64_t *bitmap, uint64_t page, ui
 			if (tx->naming)
 				bitmap_clear_range(tx->naming, page, stop - page);
 			page = stop;
+		} else if (tx->naming) {
+			/* Should it go in a round after all, it is not as the destination has it. */
+			if (!tx->final)
+				page_hashes_forget(tx->hashes, page, 1);
+			ret = add_run(tx, MEM_RUN_LATER, page++, 1, err);
 		} else {
-			ret = tx->naming ? add_run(tx, MEM_RUN_LATER, page, 1, err) : add_page(tx, page, err);
-			page++;
+			ret = add_page(tx, page++, err);
 		}
 		if (ret < 0)
 			return ret;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The destination's part in post-copy: the VM is owned and runs here, and fetches its last pages from the source's
- * VMM, which keeps them for as long as that takes. If that ends first, so does the guest: it has crashed, with good
- * disks.
+ * The destination's part in post-copy: the VM is owned and runs here, and fetches its last pages from the
+ * source's VMM, which keeps them for as long as that takes. If that ends first, so does the guest: it has
+ * crashed, with good disks.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -110,15 +110,15 @@ static void remember(struct vm *vm, const char *why)
 		log_error("record: %s", e.message);
 }
 
-/* A thread that waits for a page never gets it. It must not get anything else either, so the process ends as if the
- * host had lost power: what the guest wrote is on its disks. */
+/* A thread that waits for a page never gets it. It must not get anything else either, so the process ends as
+ * if the host had lost power: what the guest wrote is on its disks. */
 static void memory_lost(struct arrival *a)
 {
 	char why[256];
 	struct mem_postcopy_stats st;
 	mem_postcopy_dest_stats(a->postcopy, &st);
-	snprintf(why, sizeof why, "%s lost the last %" PRIu64 " KiB of its memory before they had got here", a->peer,
-		 st.missing_pages * (MEM_PAGE_BYTES >> 10));
+	snprintf(why, sizeof why, "%s lost the last %" PRIu64 " KiB of its memory before they had got here",
+		 a->peer, st.missing_pages * (MEM_PAGE_BYTES >> 10));
 	log_error("%s: the guest has crashed", why);
 	remember(a->vm, why);
 	_exit(EXIT_CRASHED);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The source's part in post-copy: the guest goes when it must, and this process keeps its memory, at rest, until the
- * destination has every page. What the record says is as without (docs/handover.md): `moved`, but not yet
- * `peer-started`, so that nothing is deleted here.
+ * The source's part in post-copy: the guest goes when it must, and this process keeps its memory, at rest,
+ * until the destination has every page. What the record says is as without (docs/handover.md): `moved`, but
+ * not yet `peer-started`, so that nothing is deleted here.
  */
 #include <errno.h>
 #include <string.h>
@@ -16,10 +16,10 @@
 #include "vmm/move_source.h"
 
 /* What has not got small after so many rounds, each about as long as the one before, will not. */
-#define AUTO_ROUNDS   6
-#define ASK_EVERY_MS  1000
-#define ASK_SOON_MS   100 /* the first time */
-#define RECORD_TRIES  3
+#define AUTO_ROUNDS  6
+#define ASK_EVERY_MS 1000
+#define ASK_SOON_MS  100 /* the first time */
+#define RECORD_TRIES 3
 
 int source_postcopy_parse(json_t *o, struct move_options *opt, struct error *err)
 {
@@ -112,12 +112,12 @@ static int ask(struct move *mv, struct handover_report *answer, struct error *er
 		return rc;
 	handover_describe(&rec, &self, false, &own);
 	own.paging = true;
-	return ask_peer(vm->cfg, mv->opt.peer, mv->opt.address, vm->def.uuid, &own, vm->cfg->silence_ms, answer,
-			err);
+	return ask_peer(vm->cfg, mv->opt.peer, mv->opt.address, vm->def.uuid, &own, vm->cfg->silence_ms,
+			answer, err);
 }
 
-/* What the destination says of itself: 0 its guest waits for pages; 1 it has them all; -EAGAIN it has not decided;
- * else it will never want one. */
+/* What the destination says of itself: 0 its guest waits for pages; 1 it has them all; -EAGAIN it has not
+ * decided; else it will never want one. */
 static int judge(struct move *mv, const struct handover_report *r, struct error *err)
 {
 	bool owner = r->state == HANDOVER_OWNER || r->state == HANDOVER_OWNER_UNCONFIRMED;
@@ -127,10 +127,11 @@ static int judge(struct move *mv, const struct handover_report *r, struct error 
 		return 1;
 	if (r->state == HANDOVER_PREPARED && r->epoch == mv->opt.epoch)
 		return -EAGAIN;
-	return error_set(err, EOWNERDEAD,
-			 "VM %s ended on %s before the last of its memory had got there: start it there again; "
-			 "the files here stay until then",
-			 mv->vm->def.name, mv->opt.peer);
+	return error_set(
+		err, EOWNERDEAD,
+		"VM %s ended on %s before the last of its memory had got there: start it there again; "
+		"the files here stay until then",
+		mv->vm->def.name, mv->opt.peer);
 }
 
 /* False when nobody is to be waited for any more. */
@@ -197,7 +198,9 @@ static bool too_much_left(struct move *mv)
 int source_postcopy_prepare(struct move *mv, struct error *err)
 {
 	struct source_postcopy *pc = &mv->postcopy;
-	if (!pc->agreed || pc->chosen || (mv->opt.postcopy == MOVE_POSTCOPY_AUTO && !too_much_left(mv)))
+	if (pc->chosen)
+		return mem_sender_announce_later(mv->sender, err);
+	if (!pc->agreed || (mv->opt.postcopy == MOVE_POSTCOPY_AUTO && !too_much_left(mv)))
 		return 0;
 	struct mem_postcopy_source_options opt = {
 		.space = machine_memory_space(mv->vm->machine),
@@ -216,9 +219,11 @@ int source_postcopy_prepare(struct move *mv, struct error *err)
 	if (rc)
 		return error_prefix(err, "post-copy");
 	pc->chosen = true;
-	SCOPE_LOCK(&mv->lock);
+	pthread_mutex_lock(&mv->lock);
 	pc->pages = pages;
-	return 0;
+	pthread_mutex_unlock(&mv->lock);
+	/* Making room at the destination takes longer than anything else of the pause would. */
+	return mem_sender_announce_later(mv->sender, err);
 }
 
 int source_postcopy_send(struct move *mv, struct error *err)
@@ -279,10 +284,11 @@ void source_postcopy_finish(struct move *mv)
 		pc->stop = true;
 		pc->failure = e;
 		if (rc == -ECANCELED)
-			error_set(&pc->failure, EOWNERDEAD,
-				  "VM %s: its last memory was given up here; it crashes on %s, where it can be "
-				  "started again",
-				  mv->vm->def.name, mv->opt.peer);
+			error_set(
+				&pc->failure, EOWNERDEAD,
+				"VM %s: its last memory was given up here; it crashes on %s, where it can be "
+				"started again",
+				mv->vm->def.name, mv->opt.peer);
 	}
 }
 

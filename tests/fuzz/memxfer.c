@@ -47,8 +47,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		     runs[i].first / MEM_REGION_PAGES % NSTREAMS != h.stream))
 			abort();
 		/* only named, and never data, where nothing is carried */
-		if ((named && runs[i].kind != MEM_RUN_LATER) ||
-		    (runs[i].kind == MEM_RUN_LATER && !named && !(h.flags & MEM_FLAG_FINAL)))
+		if (named && runs[i].kind != MEM_RUN_LATER)
 			abort();
 		if (runs[i].kind == MEM_RUN_DATA)
 			pages += runs[i].npages;
