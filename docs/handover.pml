@@ -59,6 +59,9 @@ bit drel = 0;          /* ... and their effects are let out */
 bit sconn = 0, dconn = 0; /* each side's opinion of the connection */
 bit connup = 0, linkup = 1;
 bit dhigher = 0;       /* destination saw a higher epoch: paused, in doubt */
+/* post-copy: the source's snvmm has pages to hand out; the destination's guest lacks some. Which, and how they travel, is not modelled:
+ * they come in any one step at which both live and the link is whole */
+bit spages = 0, dpages = 0;
 
 chan s2d = [3] of { mtype, byte };
 chan d2s = [3] of { mtype, byte };
@@ -71,6 +74,9 @@ bit s_has = 1, d_has = 0;
 #ifdef SEE_TAKEN_BACK_AFTER_COMMIT
 bit tookback = 0;
 #endif
+#ifdef SEE_PAGES_LOST
+bit lost = 0;
+#endif
 byte attempts = 0, crashes = 0, cuts = 0, forces = 0;
 
 #define D_OWNS (drec == rOWNERU || drec == rOWNER)
@@ -78,6 +84,12 @@ byte attempts = 0, crashes = 0, cuts = 0, forces = 0;
 #define D_MUTE 0
 #else
 #define D_MUTE (dvm && (dphase == qHELD || dphase == qFAILED)) /* answers nothing: an owner write is in flight, or failed */
+#endif
+/* what D reports as `started`: the VM was let out, and has all of its memory */
+#ifdef MUT_STARTED_WITHOUT_PAGES
+#define D_STARTED (dvm && drel)
+#else
+#define D_STARTED (dvm && drel && !dpages)
 #endif
 #ifdef MUT_IGNORE_EPOCH
 #define IGNORE_EPOCH 1
@@ -101,6 +113,10 @@ inline check() {
 	assert(srec == rOWNER || srec == rHANDING || D_OWNS);
 	/* files go at the source only behind `moved` here and ownership there */
 	assert(sfiles == 2 || ((srec == rMOVED || srec == rNONE) && D_OWNS));
+	/* ... and of its memory */
+	assert(!dpages || sfiles == 2);
+	/* memory in post-copy is lost with a process or a host, or by a person's word: not with the link */
+	assert(!(drel && dpages && !spages) || crashes > 0 || forces > 0);
 	/* the owner's files are there */
 	assert(!D_OWNS || dfiles);
 	/* whoever has to ask finds a record to answer from */
@@ -115,6 +131,12 @@ inline check() {
 #ifdef SEE_CRASHED_OWNER_FILES_KEPT
 	; assert(!(srec == rMOVED && !speerstarted && sfiles == 2 && drec == rOWNERU && !dvm && sdm && ddm))
 #endif
+#ifdef SEE_PAGES_AFTER_MOVED
+	; assert(!(srec == rMOVED && svm && spages && dpages && drel && drec == rOWNER && cuts > 0))
+#endif
+#ifdef SEE_PAGES_LOST
+	; assert(!(lost && drel && srec == rNONE))
+#endif
 #ifdef SEE_RUN_HERE_BEATS_OLD_OWNER
 	; assert(!(srun && sunconf && dhigher))
 #endif
@@ -127,11 +149,11 @@ inline check() {
 }
 
 inline s_goes_on() { /* vCPUs run again at the source: what was captured is stale */
-	srun = 1; d_has = 0; sphase = pIDLE; sconn = 0; connup = 0
+	srun = 1; d_has = 0; sphase = pIDLE; sconn = 0; connup = 0; spages = 0
 }
 
-inline s_crash() { svm = 0; srun = 0; sphase = pIDLE; sconn = 0; connup = 0 }
-inline d_crash() { dvm = 0; drun = 0; drel = 0; dphase = qPREP; dconn = 0; connup = 0; dhigher = 0 }
+inline s_crash() { svm = 0; srun = 0; sphase = pIDLE; sconn = 0; connup = 0; spages = 0 }
+inline d_crash() { dvm = 0; drun = 0; drel = 0; dphase = qPREP; dconn = 0; connup = 0; dhigher = 0; dpages = 0 }
 inline d_release() { drun = 1; drel = 1; s_has = 0 }
 
 inline send_s(m) { if :: connup -> s2d!m, sepoch :: else -> skip fi }
@@ -150,10 +172,11 @@ end:
 	:: atomic { svm && sphase == pNEW && linkup && ddm &&
 		(drec == rNONE || ((drec == rPREPARED && (!dvm || dphase == qPREP || dphase == qREADY) || drec == rABANDONED) &&
 			depoch < sepoch)) ->
-		drec = rPREPARED; depoch = sepoch; dfiles = 1; dvm = 1; dphase = qPREP; drun = 0; dhigher = 0;
+		drec = rPREPARED; depoch = sepoch; dfiles = 1; dvm = 1; dphase = qPREP; drun = 0; dhigher = 0; dpages = 0;
 		flush(s2d); flush(d2s); connup = 1; sconn = 1; dconn = 1; sphase = pCOPY; check() }
 	:: atomic { svm && sphase == pCOPY && sconn -> srec = rHANDING; sphase = pHAND; check() }
-	:: atomic { svm && sphase == pHAND && sconn -> srun = 0; d_has = 1; sphase = pPAUSED; send_s(mSTATE); check() }
+	:: atomic { svm && sphase == pHAND && sconn -> srun = 0; d_has = 1; sphase = pPAUSED;
+		if :: spages = 1 :: skip fi; send_s(mSTATE); check() }
 	:: atomic { svm && sphase == pPAUSED && sconn && len(d2s) > 0 -> d2s?r, e;
 		if :: r == mREADY && e == sepoch -> send_s(mCOMMIT); sphase = pSENT :: else -> skip fi; check() }
 	/* abort for any reason while COMMIT has not been sent: no promise is needed */
@@ -165,12 +188,25 @@ end:
 			sfiles = 1;
 			check();
 #endif
-			srec = rMOVED; speerstarted = 1; sphase = pDONE; send_s(mMOVED)
+#ifdef MUT_STARTED_WITHOUT_PAGES
+			speerstarted = 1;
+#else
+			speerstarted = !spages;
+#endif
+			srec = rMOVED; sphase = pDONE; send_s(mMOVED)
 		:: else -> skip
 		fi; check() }
 	:: atomic { svm && sphase == pDONE && sconn && len(d2s) > 0 -> d2s?r, e;
 		if :: r == mACK && e == sepoch -> speeracked = 1 :: else -> skip fi; check() }
-	:: atomic { svm && sphase == pDONE -> svm = 0; sphase = pIDLE; sconn = 0; connup = 0; check() }
+	/* it hears that the last page has come, on a session of the pages or by asking */
+	:: atomic { svm && spages && linkup && D_STARTED -> spages = 0;
+		if :: srec == rMOVED -> speerstarted = 1 :: else -> skip fi; check() }
+	/* ... or that nobody wants one any more */
+	:: atomic { svm && sphase == pDONE && spages && linkup && ddm && !dvm -> s_crash(); check() }
+#ifdef MUT_LEAVE_WITH_PAGES
+	:: atomic { svm && sphase == pDONE && spages -> s_crash(); check() }
+#endif
+	:: atomic { svm && sphase == pDONE && !spages -> svm = 0; sphase = pIDLE; sconn = 0; connup = 0; check() }
 	/* the connection is seen to be dead */
 	:: atomic { svm && sconn && !connup -> sconn = 0; flush(d2s); check() }
 	:: atomic { svm && sphase == pSENT && !sconn -> sphase = pDOUBT; check() }
@@ -186,7 +222,7 @@ end:
 		len(rep_sd) == 0 && len(rep_ds) == 0 && !D_MUTE &&
 		drec != rNONE -> rep_sd!1, srec, sepoch, 0; check() }
 	/* a tombstone, or an owner by --run-here, looks for its acknowledgement */
-	:: atomic { sdm && !svm && srec == rMOVED && (!speeracked && D_OWNS || !speerstarted && dvm && drel) &&
+	:: atomic { sdm && !svm && srec == rMOVED && (!speeracked && D_OWNS || !speerstarted && D_STARTED) &&
 		linkup && ddm && len(rep_sd) == 0 && len(rep_ds) == 0 -> rep_sd!1, srec, sepoch, 0; check() }
 	:: atomic { sdm && srec == rOWNER && sunconf && (drec == rABANDONED || drec == rNONE || drec == rPREPARED || drec == rOWNERU && !dhigher) &&
 		linkup && ddm && len(rep_sd) == 0 && len(rep_ds) == 0 -> rep_sd!1, srec, sepoch, 0; check() }
@@ -201,7 +237,10 @@ end:
 #endif
 			if :: svm -> s_goes_on() :: else -> skip fi
 		:: srec == rHANDING && !S_OPEN && (r == rOWNERU || r == rOWNER) && e >= sepoch ->
-			srec = rMOVED; speerstarted = x; if :: svm -> svm = 0; sphase = pIDLE; sconn = 0; connup = 0 :: else -> skip fi
+			srec = rMOVED; speerstarted = x;
+			if :: svm && spages -> sphase = pDONE
+			:: svm && !spages -> svm = 0; sphase = pIDLE; sconn = 0; connup = 0
+			:: else -> skip fi
 		:: srec == rMOVED && (r == rOWNERU || r == rOWNER) && e >= sepoch ->
 			speerstarted = speerstarted | x; speeracked = speeracked | (r == rOWNER)
 		:: srec == rOWNER && S_OPEN && r == rABANDONED && e == sepoch -> s_goes_on()
@@ -232,7 +271,7 @@ active proctype destination() {
 end:
 	do
 	:: atomic { dvm && dconn && dphase == qPREP && len(s2d) > 0 -> s2d?r, e;
-		if :: r == mSTATE && e == depoch && drec == rPREPARED -> dphase = qREADY; send_d(mREADY) :: else -> skip fi;
+		if :: r == mSTATE && e == depoch && drec == rPREPARED -> dphase = qREADY; dpages = spages; send_d(mREADY) :: else -> skip fi;
 		r = 0; e = 0; check() }
 	/* COMMIT: the guest runs at once, nothing it does gets out */
 	:: atomic { dvm && dconn && dphase == qREADY && len(s2d) > 0 -> s2d?r, e;
@@ -256,6 +295,14 @@ end:
 	:: atomic { dvm && dconn && dphase == qTOLD && len(s2d) > 0 -> s2d?r, e;
 		if :: r == mMOVED && e == depoch && drec == rOWNERU -> drec = rOWNER; send_d(mACK) :: else -> skip fi;
 		r = 0; e = 0; check() }
+	/* the last page has come */
+	:: atomic { dvm && dpages && spages && linkup && dphase == qTOLD -> dpages = 0; check() }
+	/* the other side has none: what waits for one never runs again, and with it the process ends */
+	:: atomic { dvm && dpages && !spages && linkup && sdm && dphase == qTOLD -> d_crash();
+#ifdef SEE_PAGES_LOST
+		lost = 1;
+#endif
+		check() }
 	/* the connection is seen to be dead */
 	:: atomic { dvm && dconn && !connup -> dconn = 0; flush(s2d); check() }
 	:: atomic { dvm && !dconn && drec == rPREPARED && (dphase == qPREP || dphase == qREADY) ->
@@ -270,7 +317,7 @@ end:
 	/* asking: unconfirmed, or abandoned and wanting to be forgotten */
 	:: atomic { (dvm && drec == rOWNERU && !dconn && !dhigher && dphase == qTOLD || ddm && !dvm && drec == rOWNERU && !dhigher ||
 			ddm && !dvm && drec == rABANDONED && !dfiles) &&
-		linkup && sdm && srec != rNONE && len(rep_sd) == 0 && len(rep_ds) == 0 -> rep_ds!1, drec, depoch, (dvm && drel); check() }
+		linkup && sdm && srec != rNONE && len(rep_sd) == 0 && len(rep_ds) == 0 -> rep_ds!1, drec, depoch, D_STARTED; check() }
 
 	/* a report about the peer; while an owner write is in flight, or failed, it waits */
 	:: atomic { (dvm || ddm) && linkup && len(rep_sd) > 0 && (ddm || rep_sd?[0, _, _, _]) && !D_MUTE -> rep_sd?asked, r, e, x;
@@ -291,7 +338,7 @@ end:
 		:: drec == rABANDONED && !dfiles && !dvm && (r == rOWNER && !x && e == depoch || e > depoch) -> drec = rNONE
 		:: else -> skip
 		fi;
-		if :: asked && len(rep_ds) == 0 -> rep_ds!0, drec, depoch, (dvm && drel) :: else -> skip fi;
+		if :: asked && len(rep_ds) == 0 -> rep_ds!0, drec, depoch, D_STARTED :: else -> skip fi;
 		asked = 0; r = 0; e = 0; x = 0; check() }
 
 	/* resolve --give-up of an unconfirmed owner that was shown a higher epoch */
@@ -338,5 +385,5 @@ active proctype settled() {
 end:
 	timeout ->
 	assert((srec == rOWNER && !sunconf && svm && srun && sfiles == 2 && drec == rNONE && !dvm && !dfiles) ||
-		(srec == rNONE && !svm && sfiles == 0 && drec == rOWNER && dvm && drel))
+		(srec == rNONE && !svm && sfiles == 0 && drec == rOWNER && dvm && drel && !dpages))
 }

@@ -26,6 +26,7 @@
 /* An attempt that a newer one supersedes has to close its disks first; one that does not react is ended then.
  */
 #define ADMISSION_SETTLE_MS 10000
+#define OFFER_TIMEOUT_MS    500
 /* What the host itself needs beyond the memory of its VMs. */
 #define MEMORY_RESERVE_BYTES (UINT64_C(64) << 20)
 
@@ -428,6 +429,53 @@ void worker_start(struct daemon *d, int fd, const char *from)
 	d->unproven--;
 }
 
+/* ---- channels of a VM that arrived before this daemon was started
+ * ---------------------------------------------------------------------------------------------- */
+
+struct offer {
+	struct daemon *daemon;
+	json_t *message;
+	int fd;
+	bool taken;
+};
+
+/* Only the VM's snvmm knows which tokens are its own. */
+static int offer_each(void *opaque, const char *uuid)
+{
+	struct offer *o = opaque;
+	struct record *r = NULL;
+	struct vm_record rec;
+	struct jsonl *vmm = NULL;
+	json_t *reply = NULL;
+	char folder[REGISTRY_PATH_BYTES], path[REGISTRY_PATH_BYTES + 16];
+	int rc = o->taken ? -EALREADY : record_open(o->daemon->cfg->state_dir, uuid, &r, NULL);
+	if (!rc)
+		rc = record_load(r, &rec, NULL);
+	record_close(r);
+	if (rc || (rec.state != HANDOVER_OWNER && rec.state != HANDOVER_OWNER_UNCONFIRMED) ||
+	    registry_path(o->daemon->cfg, rec.folder, folder, NULL) < 0)
+		return 0;
+	snprintf(path, sizeof path, "%s/snvmm.sock", folder);
+	if (jsonl_connect(path, OFFER_TIMEOUT_MS, &vmm, NULL) < 0)
+		return 0;
+	if (jsonl_write(vmm, o->message, o->fd, NULL) == 0 &&
+	    jsonl_read(vmm, &reply, NULL, OFFER_TIMEOUT_MS, NULL) == 0)
+		o->taken = json_is_true(json_object_get(reply, "ok"));
+	json_decref(reply);
+	jsonl_close(vmm);
+	return 0;
+}
+
+static bool offer_to_vms(struct daemon *d, const char *channel, const char *token, int fd)
+{
+	struct offer o = {.daemon = d, .fd = fd};
+	o.message = json_pack("{s:s, s:s, s:s}", "cmd", "channel", "channel", channel, "token", token);
+	if (o.message)
+		record_list(d->cfg->state_dir, offer_each, &o, NULL);
+	json_decref(o.message);
+	return o.taken;
+}
+
 void worker_route(struct daemon *d, const char *channel, const char *token, int fd)
 {
 	CLEANUP_FD int conn = fd;
@@ -446,6 +494,9 @@ void worker_route(struct daemon *d, const char *channel, const char *token, int 
 			}
 	pthread_mutex_unlock(&d->lock);
 	json_decref(message);
+	/* Pages may be on the way to a VM that arrived before this daemon was started. */
+	if (!found && !strcmp(channel, channel_name(CHANNEL_MEMORY)))
+		found = offer_to_vms(d, channel, token, conn);
 	if (!found)
 		log_warn("a %s connection with an unknown token, closed", channel);
 }

@@ -71,6 +71,12 @@ void mem_postcopy_source_free(struct mem_postcopy_source *s);	/* NULL is fine */
  */
 int mem_postcopy_open_faults(int *fd, struct error *err);
 
+/*
+ * Before anything is in the space: it gets no huge pages. Freeing a part of one may clear it instead, and a
+ * kernel before 6.4 may gather pages with holes between them to one; nobody would wait for what is missing.
+ */
+int mem_postcopy_small_pages(const struct mem_space *space, struct error *err);
+
 struct mem_postcopy_dest;
 struct mem_postcopy_dest_options {
 	struct mem_space space;

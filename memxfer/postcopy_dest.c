@@ -275,7 +275,7 @@ static void *manage(void *arg)
 		d->opt.broken(d->opt.opaque, &why);
 	}
 	SCOPE_LOCK(&d->lock);
-	d->told = true;
+	d->over = true;
 	pthread_cond_broadcast(&d->changed);
 	return NULL;
 }
@@ -431,7 +431,7 @@ void mem_postcopy_dest_free(struct mem_postcopy_dest *d)
 
 	pthread_mutex_lock(&d->lock);
 	/* The source closes once it has heard that nothing is missing. */
-	while (d->complete && d->session && !d->told)
+	while (d->complete && d->session && !d->over)
 		if (pthread_cond_timedwait(&d->changed, &d->lock, &until) == ETIMEDOUT)
 			break;
 	d->closing = true;

@@ -49,7 +49,8 @@ struct mem_postcopy_dest {
 	bool session; /* one runs */
 	bool greeted; /* the server has told the source what is missing */
 	bool writing; /* the server is inside a connection */
-	bool begun, complete, told, aborted, closing;
+	bool begun, complete, aborted, closing;
+	bool over; /* the manager has ended */
 };
 
 void postcopy_dest_wake(struct mem_postcopy_dest *d);

@@ -7,6 +7,7 @@
 #include <sched.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -30,6 +31,14 @@ int mem_postcopy_open_faults(int *fd, struct error *err)
 	if (!(api.features & UFFD_FEATURE_MISSING_SHMEM))
 		return error_set(err, EOPNOTSUPP, "userfaultfd: this kernel does not serve shared memory");
 	*fd = steal_fd(&u);
+	return 0;
+}
+
+int mem_postcopy_small_pages(const struct mem_space *space, struct error *err)
+{
+	/* EINVAL: a kernel without huge pages */
+	if (madvise(space->base, space->npages * MEM_PAGE_BYTES, MADV_NOHUGEPAGE) < 0 && errno != EINVAL)
+		return error_errno(err, errno, "guest memory: MADV_NOHUGEPAGE");
 	return 0;
 }
 

@@ -48,7 +48,8 @@ static void give(unsigned *left, unsigned *field, unsigned upto)
 
 static unsigned facts_wanted(const struct view *v)
 {
-	return v->downtime_predicted || v->slowed_percent || v->bandwidth || v->buffered_bytes || v->ended;
+	return v->downtime_predicted || v->slowed_percent || v->postcopy.known || v->bandwidth ||
+	       v->buffered_bytes || v->ended;
 }
 
 static struct layout plan(const struct view *v, unsigned rows)
@@ -317,13 +318,20 @@ static void draw_facts(struct pen *p)
 	unsigned col = 0, end = p->s->cols;
 	if (v->ended && !strcmp(v->result, "moved"))
 		col = screen_format(p->s, p->row, col, end, STYLE_GOOD, "downtime %.0f ms  ", v->downtime_ms);
-	else if (v->downtime_predicted)
+	else if (v->downtime_predicted && !v->postcopy.known)
 		col = screen_format(p->s, p->row, col, end, STYLE_PLAIN, "downtime about %.0f ms  ",
 				    v->predicted_downtime_ms);
 	if (v->slowed_percent && !v->ended)
 		col = screen_format(p->s, p->row, col, end, STYLE_WARN,
 				    p->narrow ? "guest -%u %%  " : "guest slowed by %u %%  ",
 				    v->slowed_percent);
+	if (v->postcopy.known && !v->ended && !v->postcopy.connected)
+		col = screen_format(p->s, p->row, col, end, STYLE_WARN, "guest waits for the link  ");
+	else if (v->postcopy.known && !v->ended)
+		col = screen_format(
+			p->s, p->row, col, end, STYLE_PLAIN, "%llu waits for a page, %.1f ms (worst %.1f)  ",
+			(unsigned long long)v->postcopy.faults, (double)v->postcopy.median_us / 1000,
+			(double)v->postcopy.worst_us / 1000);
 	if (v->bandwidth)
 		col = screen_format(p->s, p->row, col, end, v->throttled ? STYLE_WARN : STYLE_PLAIN,
 				    "limit %s/s%s  ", text_bytes((double)v->bandwidth, words),

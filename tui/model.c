@@ -137,6 +137,17 @@ static void take_memory(struct view *v, const json_t *o)
 		take_round(v);
 }
 
+static void take_postcopy(struct view *v, const json_t *o)
+{
+	if (!json_is_object(o))
+		return;
+	v->postcopy = (struct view_postcopy){.known = true,
+					     .connected = json_is_true(json_object_get(o, "connected")),
+					     .faults = count(o, "faults", MS_MAX),
+					     .median_us = count(o, "fault_median_us", MS_MAX),
+					     .worst_us = count(o, "fault_worst_us", MS_MAX)};
+}
+
 static void take_rates(struct view *v, const json_t *event)
 {
 	v->send_rate = size(event, "rate_bytes_per_s");
@@ -234,6 +245,7 @@ static void take_progress(struct view *v, const json_t *event)
 	take_rates(v, event);
 	take_disks(v, json_object_get(event, "disks"));
 	take_memory(v, json_object_get(event, "memory"));
+	take_postcopy(v, json_object_get(event, "postcopy"));
 	take_percent(v, event);
 	take_eta(v, event);
 	v->excused = false;

@@ -79,6 +79,10 @@ struct view {
 	bool throttled;
 	uint64_t verify_bytes, verified_bytes; /* of the proof that the disks agree, while it runs */
 	uint64_t buffered_bytes;	       /* the guest's writes on their way to the destination */
+	struct view_postcopy {
+		bool known, connected;
+		uint64_t faults, median_us, worst_us; /* the guest's waits for a page */
+	} postcopy;
 
 	struct view_message message[VIEW_MESSAGES]; /* message i is message[i % VIEW_MESSAGES] */
 	unsigned nmessages;			    /* in all */

@@ -100,6 +100,23 @@ static int resolve(struct vm *vm, json_t *q, struct error *err)
 				   : move_destination_resolve(vm, how, err);
 }
 
+/* A daemon that was restarted passes on what it does not know. fd is taken over. */
+static void take_channel(struct client *c, json_t *q, int fd)
+{
+	struct error err = ERROR_INIT;
+	const char *token = json_string_value(json_object_get(q, "token"));
+	if (fd < 0 || !token || !move_destination_knows(c->vm, token)) {
+		if (fd >= 0)
+			close(fd);
+		error_set(&err, ENOENT, "no channel of this VM");
+		jsonl_write_error(c->j, EXIT_REFUSED, &err);
+		return;
+	}
+	reply_ok(c->j, NULL);
+	if (move_destination_channel(c->vm, token, fd, &err))
+		log_warn("%s", err.message);
+}
+
 static void do_request(struct client *c, json_t *q)
 {
 	struct vm *vm = c->vm;
@@ -185,9 +202,16 @@ static void *client_thread(void *arg)
 			if (rc)
 				break;
 		}
-		if (is_closing() || jsonl_read(c->j, &q, NULL, 1000, NULL))
+		int fd = -1;
+		if (is_closing() || jsonl_read(c->j, &q, &fd, 1000, NULL))
 			break;
-		do_request(c, q);
+		const char *cmd = json_string_value(json_object_get(q, "cmd"));
+		if (cmd && !strcmp(cmd, "channel"))
+			take_channel(c, q, steal_fd(&fd));
+		else
+			do_request(c, q);
+		if (fd >= 0)
+			close(fd);
 		json_decref(q);
 	}
 	SCOPE_LOCK(&server.lock);

@@ -130,6 +130,9 @@ json_t *move_arrival_describe(struct vm *vm);
 void move_destination_free(struct vm *vm);
 /* The guest runs, and has pages to fetch from the source still. */
 bool move_destination_is_paging(struct vm *vm);
+/* Whether the token is of a channel for such pages; and such a channel, fd taken over. */
+bool move_destination_knows(struct vm *vm, const char *token);
+int move_destination_channel(struct vm *vm, const char *token, int fd, struct error *err);
 /* Before anything of the VM is taken down: does not return while pages are missing. Threads may wait for them,
  * which nothing but the process's end ends without giving them something else to read. */
 void move_destination_leave(struct vm *vm, int exit_status);

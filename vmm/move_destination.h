@@ -150,6 +150,8 @@ void arrival_layer_close(struct arrival *a);
 int arrival_layers_done(struct arrival *a, struct error *err);
 
 /* move_destination_channels.c */
+/* The other side's end of a data channel, proved; fd is taken over. */
+int arrival_accept(struct arrival *a, int fd, struct conn **out, struct error *err);
 int arrival_tokens(struct arrival *a, struct error *err); /* makes and registers them, starts the router */
 int arrival_receiver_start(struct arrival *a,
 			   struct error *err); /* waits until all memory channels are there */
@@ -159,7 +161,10 @@ void arrival_channels_close(struct arrival *a);
 /* move_destination_postcopy.c */
 /* Before the machine is made: sees whether it can be done here, if hello asks for it. */
 void arrival_postcopy_open(struct arrival *a, json_t *hello);
+int arrival_postcopy_memory(struct arrival *a, struct error *err); /* the machine is made, and empty */
 int arrival_postcopy_create(struct arrival *a, struct error *err); /* with the receiver of memory */
+/* Of which channel the token is; MEM_POSTCOPY_CHANNELS: of none. */
+unsigned arrival_postcopy_token(const struct arrival *a, const char *token);
 /* A channel of the source; conn is taken over. */
 int arrival_postcopy_add(struct arrival *a, unsigned channel, struct conn *conn, struct error *err);
 /* The last round is here: from now on who touches a page that it only named waits for it. */

@@ -9,7 +9,7 @@
 #include "vmm/move_destination.h"
 #include "vmm/move_destination_hash.h"
 
-static int accept_channel(struct arrival *a, int fd, struct conn **out, struct error *err)
+int arrival_accept(struct arrival *a, int fd, struct conn **out, struct error *err)
 {
 	if (a->no_tls)
 		return conn_from_fd(fd, out, err);
@@ -86,11 +86,9 @@ static int take_channel(struct arrival *a, json_t *msg, int fd, struct error *er
 	while (disk && layer < a->nlayers && strcmp(a->layer_token[layer], token))
 		layer++;
 	bool is_layer = disk && layer < a->nlayers;
-	unsigned n = disk ? a->vm->def.ndisks : a->nstreams, i, late = 0;
-	while (!disk && late < MEM_POSTCOPY_CHANNELS &&
-	       (a->faults_fd < 0 || strcmp(a->postcopy_token[late], token)))
-		late++;
-	bool is_late = !disk && late < MEM_POSTCOPY_CHANNELS;
+	unsigned n = disk ? a->vm->def.ndisks : a->nstreams, i;
+	unsigned late = disk ? MEM_POSTCOPY_CHANNELS : arrival_postcopy_token(a, token);
+	bool is_late = late < MEM_POSTCOPY_CHANNELS;
 	for (i = 0; i < n; i++)
 		if (!strcmp(disk ? a->disk_token[i] : a->memory_token[i], token))
 			break;
@@ -99,7 +97,7 @@ static int take_channel(struct arrival *a, json_t *msg, int fd, struct error *er
 		return error_set(err, EPERM, "a %s channel with a token of another kind", channel);
 	}
 	struct conn *conn = NULL;
-	int rc = accept_channel(a, fd, &conn, err);
+	int rc = arrival_accept(a, fd, &conn, err);
 	if (rc)
 		return error_prefix(err, "%s channel %u", channel, i);
 	if (is_layer)

@@ -6,10 +6,12 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/fault.h"
 #include "base/log.h"
 #include "host/exit.h"
 #include "vmm/move_destination.h"
@@ -22,7 +24,10 @@ void arrival_postcopy_open(struct arrival *a, json_t *hello)
 {
 	if (!json_is_true(json_object_get(hello, "postcopy")))
 		return;
-	if (mem_postcopy_open_faults(&a->faults_fd, &a->postcopy_refused))
+	int rc = fault_point("d-userfaultfd")
+			 ? error_set(&a->postcopy_refused, EPERM, "userfaultfd: refused by a fault point")
+			 : mem_postcopy_open_faults(&a->faults_fd, &a->postcopy_refused);
+	if (rc)
 		log_warn("post-copy: %s", a->postcopy_refused.message);
 }
 
@@ -30,6 +35,12 @@ static void session_broken(void *opaque, const struct error *why)
 {
 	struct arrival *a = opaque;
 	log_warn("post-copy: %s; waiting for %s", why->message, a->peer);
+}
+
+int arrival_postcopy_memory(struct arrival *a, struct error *err)
+{
+	struct mem_space space = machine_memory_space(a->vm->machine);
+	return a->faults_fd < 0 ? 0 : mem_postcopy_small_pages(&space, err);
 }
 
 int arrival_postcopy_create(struct arrival *a, struct error *err)
@@ -57,6 +68,14 @@ static struct mem_postcopy_dest *pages_of(struct arrival *a)
 {
 	SCOPE_LOCK(&a->lock);
 	return a->postcopy;
+}
+
+unsigned arrival_postcopy_token(const struct arrival *a, const char *token)
+{
+	unsigned i = 0;
+	while (i < MEM_POSTCOPY_CHANNELS && (a->faults_fd < 0 || strcmp(a->postcopy_token[i], token)))
+		i++;
+	return i;
 }
 
 int arrival_postcopy_add(struct arrival *a, unsigned channel, struct conn *conn, struct error *err)
@@ -181,12 +200,31 @@ void arrival_postcopy_free(struct arrival *a)
 		close(steal_fd(&a->faults_fd));
 }
 
+static struct arrival *arrival_of(struct vm *vm)
+{
+	SCOPE_LOCK(&vm->lock);
+	return vm->arrival;
+}
+
 bool move_destination_is_paging(struct vm *vm)
 {
-	pthread_mutex_lock(&vm->lock);
-	struct arrival *a = vm->arrival;
-	pthread_mutex_unlock(&vm->lock);
+	struct arrival *a = arrival_of(vm);
 	return a && arrival_is_paging(a);
+}
+
+bool move_destination_knows(struct vm *vm, const char *token)
+{
+	struct arrival *a = arrival_of(vm);
+	return a && arrival_is_paging(a) && arrival_postcopy_token(a, token) < MEM_POSTCOPY_CHANNELS;
+}
+
+int move_destination_channel(struct vm *vm, const char *token, int fd, struct error *err)
+{
+	struct arrival *a = arrival_of(vm);
+	struct conn *conn = NULL;
+	unsigned channel = arrival_postcopy_token(a, token);
+	int rc = arrival_accept(a, fd, &conn, err);
+	return rc ? error_prefix(err, "memory channel") : arrival_postcopy_add(a, channel, conn, err);
 }
 
 void move_destination_leave(struct vm *vm, int exit_status)

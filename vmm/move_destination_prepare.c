@@ -419,6 +419,8 @@ int arrival_assemble(struct arrival *a, struct error *err)
 	if (!rc)
 		rc = vm_create_machine(vm, a->cpu, err);
 	if (!rc)
+		rc = arrival_postcopy_memory(a, err);
+	if (!rc)
 		rc = vm_load_kernel(vm, false, err);
 	SCOPE_LOCK(&a->lock);
 	a->assembled = !rc;

@@ -263,6 +263,9 @@ int source_postcopy_send(struct move *mv, struct error *err);
 bool source_postcopy_open(struct move *mv);
 /* After COMMIT: waits until the destination has every page, or never will have (then its guest is gone). */
 void source_postcopy_finish(struct move *mv);
+/* What a destination says of itself after COMMIT of that epoch: 0 its guest waits for pages; 1 it has them all;
+ * -EAGAIN it has not decided; -EOWNERDEAD it will never want one. Pure. */
+int source_postcopy_judge(const struct handover_report *r, uint64_t epoch);
 /* {"cmd":"resolve"} meanwhile. */
 int source_postcopy_resolve(struct move *mv, const char *how, struct error *err);
 void source_postcopy_close(struct move *mv); /* and adds up what it carried */

@@ -9,7 +9,6 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
-#include "base/fault.h"
 #include "base/log.h"
 #include "host/ask.h"
 #include "host/jsonl.h"
@@ -116,22 +115,17 @@ static int ask(struct move *mv, struct handover_report *answer, struct error *er
 			answer, err);
 }
 
-/* What the destination says of itself: 0 its guest waits for pages; 1 it has them all; -EAGAIN it has not
- * decided; else it will never want one. */
-static int judge(struct move *mv, const struct handover_report *r, struct error *err)
+int source_postcopy_judge(const struct handover_report *r, uint64_t epoch)
 {
 	bool owner = r->state == HANDOVER_OWNER || r->state == HANDOVER_OWNER_UNCONFIRMED;
-	if (owner && r->epoch == mv->opt.epoch && r->paging)
+	if (owner && r->epoch >= epoch && r->paging)
 		return 0;
-	if (owner && r->epoch >= mv->opt.epoch && r->started)
+	/* past this epoch it has had the VM, and moved it on */
+	if ((owner && r->epoch >= epoch && r->started) || (r->state != HANDOVER_NONE && r->epoch > epoch))
 		return 1;
-	if (r->state == HANDOVER_PREPARED && r->epoch == mv->opt.epoch)
+	if (r->state == HANDOVER_PREPARED && r->epoch == epoch)
 		return -EAGAIN;
-	return error_set(
-		err, EOWNERDEAD,
-		"VM %s ended on %s before the last of its memory had got there: start it there again; "
-		"the files here stay until then",
-		mv->vm->def.name, mv->opt.peer);
+	return -EOWNERDEAD;
 }
 
 /* False when nobody is to be waited for any more. */
@@ -170,9 +164,15 @@ static int session_again(void *opaque, const struct error *why, struct conn *cha
 		struct error e = ERROR_INIT;
 		int rc = ask(mv, &answer, &e);
 		if (!rc) {
-			rc = judge(mv, &answer, err);
-			if (rc && rc != -EAGAIN)
-				return rc;
+			rc = source_postcopy_judge(&answer, mv->opt.epoch);
+			if (rc == -EOWNERDEAD)
+				return error_set(
+					err, EOWNERDEAD,
+					"VM %s ended on %s before the last of its memory had got there: "
+					"start it there again; the files here stay until then",
+					mv->vm->def.name, mv->opt.peer);
+			if (rc == 1)
+				return 1;
 			if (!rc)
 				rc = dial_session(mv, channels, &e);
 		}
@@ -221,6 +221,7 @@ int source_postcopy_prepare(struct move *mv, struct error *err)
 	pc->chosen = true;
 	pthread_mutex_lock(&mv->lock);
 	pc->pages = pages;
+	pc->stop = pc->began = false;
 	pthread_mutex_unlock(&mv->lock);
 	/* Making room at the destination takes longer than anything else of the pause would. */
 	return mem_sender_announce_later(mv->sender, err);
@@ -270,7 +271,6 @@ void source_postcopy_finish(struct move *mv)
 {
 	struct source_postcopy *pc = &mv->postcopy;
 	struct error e = ERROR_INIT;
-	fault_point("in-postcopy");
 	int rc = mem_postcopy_source_wait(pc->pages, &e);
 	if (!rc) {
 		record_peer_started(mv);

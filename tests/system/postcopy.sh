@@ -2,28 +2,30 @@
 # SPDX-License-Identifier: Apache-2.0
 # Post-copy, on the native guest that checks its own pages and sectors: moves with it, a link that is cut in the middle, and either
 # VMM killed meanwhile: the outcomes of docs/handover.md.
-#   MOVES, CASES: subsets
+#   MOVES, CASES, CHOICES: subsets; the check (SNM_BRIEF=1) has those that differ most
 RETRY_FOR=0 SILENCE_MS=1500
 source "$(dirname "$0")/lib.sh"
 require_kvm
 MOVES=${MOVES:-$([ "${SNM_BRIEF:-}" = 1 ] && echo 2 || echo 8)}
-CASES=${CASES:-cut source-snvmm destination-snvmm give-up}
+ALL="cut cut-and-daemon source-snvmm destination-snvmm give-up" ALL_CHOICES="refused auto"
+[ "${SNM_BRIEF:-}" = 1 ] && ALL="cut source-snvmm destination-snvmm" ALL_CHOICES=
+CASES=${CASES-$ALL} CHOICES=${CHOICES-$ALL_CHOICES}
 DISK_MB=64
 hosts_up
 guest_does() { echo "ws=64 rate=$1 touch=128 disk=rw diskrate=200 hb=100"; } # MB/s dirtied
-figure() { jq -r '"downtime \(.downtime_ms) ms, \(.postcopy.pages) pages, \(.postcopy.faults) faults, median \(.postcopy.fault_median_us) us, worst \(.postcopy.fault_worst_us) us, \(.postcopy.sessions) sessions, \(.postcopy.ms) ms"' <<<"$1"; }
+figure() { jq -r '"downtime \(.downtime_ms) ms (drain \(.drain_us) us, send \(.send_us), load \(.load_us), resume \(.resume_us)), \(.postcopy.pages) pages, \(.postcopy.faults) faults, median \(.postcopy.fault_median_us) us, worst \(.postcopy.fault_worst_us) us, \(.postcopy.sessions) sessions, \(.postcopy.ms) ms"' <<<"$1"; }
 
-# start_move FROM VM: in the background, until its guest runs at the other side with pages missing there. 1 MiB a second is pushed from
-# the pause on, so there is time; what the guest touches comes at once.
+# start_move FROM VM: in the background, until its guest runs at the other side with pages missing there. 1 MiB a second is pushed,
+# so there is time; what the guest touches comes at once.
 start_move() {
 	local h=$1 vm=$2 i
 	: >"$T/move.json"
 	rm -f "$T"/fault/*
 	snmigrate "$h" "$vm" "host$(other "$h")" --with-storage --postcopy now --json >"$T/move.json" 2>"$T/move.err" &
 	mover=$!
-	for i in $(seq 400); do [ -e "$T/fault/after-ready.hit" ] && break; sleep 0.05; done
+	for i in $(seq 400); do [ -e "$T/fault/recorded-handing-over.hit" ] && break; sleep 0.05; done
 	snmigrate "$h" tune "$vm" --bandwidth 1M || fail "not tuned: $(tail -n 1 "$T/move.json")"
-	touch "$T/fault/after-ready.go"
+	touch "$T/fault/recorded-handing-over.go"
 	for i in $(seq 400); do
 		grep -q '"phase": *"postcopy"' "$T/move.json" && return 0
 		kill -0 $mover 2>/dev/null || fail "the move ended before post-copy: $(tail -n 1 "$T/move.json") $(cat "$T/move.err")"
@@ -56,15 +58,14 @@ for n in $(seq "$MOVES"); do
 	echo "move $n host$here -> host$there: $(figure "$end")"
 	here=$there
 done
-# without need it is not used: an idle guest fits into the downtime
 snvm $here stop --force vm1; snvm $here delete vm1
 
 daemon_kill a TERM
 mkdir "$T/fault"
-daemon_start a SNM_FAULT=after-ready:hold "SNM_FAULT_DIR=$T/fault"
+daemon_start a SNM_FAULT=recorded-handing-over:hold "SNM_FAULT_DIR=$T/fault"
 for case in $CASES; do
 	vm=${case//-/}
-	native_vm a "$vm" 256M "$(guest_does 20)"
+	native_vm a "$vm" 256M "$(guest_does 10)"
 	wait_touched a "$vm"
 	start_move a "$vm"
 	[ "$(vm_state a "$vm")" = absent ] && [ "$(vm_state b "$vm")" = running ] ||
@@ -75,18 +76,20 @@ for case in $CASES; do
 	snvm b pause "$vm" 2>"$T/pause.err" && fail "$case: it was paused"
 	grep -q "memory is on the way" "$T/pause.err" || fail "$case: pause: $(cat "$T/pause.err")"
 	case $case in
-	cut)
+	cut*)
 		seq=$(hb_field "$(wait_hb b "$vm")" seq)
 		link_cut b
 		sleep 4
-		kill -0 $mover 2>/dev/null || fail "cut: the move ended meanwhile: $(tail -n 1 "$T/move.json")"
+		# one that was restarted meanwhile does not know the pages' channels
+		[ "$case" = cut ] || { daemon_kill b; daemon_start b; }
+		kill -0 $mover 2>/dev/null || fail "$case: the move ended meanwhile: $(tail -n 1 "$T/move.json")"
 		link_heal b
 		snmigrate a tune "$vm" --bandwidth 0
 		end_of 0
 		jq -e '.result == "moved" and .postcopy.remaining_bytes == 0 and .postcopy.sessions > 1
-			and .postcopy.pages_sent <= .postcopy.pages * 1.1' <<<"$end" >/dev/null || fail "cut: $end"
+			and .postcopy.pages_sent <= .postcopy.pages * 1.1' <<<"$end" >/dev/null || fail "$case: $end"
 		hb=$(wait_hb b "$vm" "$((seq + 5))"); assert_good "$hb"
-		[ ! -e "$(vm_dir a "$vm")" ] || fail "cut: the source's folder is still there"
+		[ ! -e "$(vm_dir a "$vm")" ] || fail "$case: the source's folder is still there"
 		;;
 	source-snvmm | give-up)
 		if [ "$case" = give-up ]; then
@@ -108,8 +111,9 @@ for case in $CASES; do
 		[ -e "$(vm_dir a "$vm")" ] || fail "$case: the source's files went although the VM has not been started"
 		;;
 	esac
-	if [ "$case" != cut ]; then
+	if [ "${case%%-*}" != cut ]; then
 		[ "$(vm_state a "$vm")" = absent ] || fail "$case: hosta lists it as $(vm_state a "$vm")"
+		for _ in $(seq 50); do [ -z "$(pids_in a snvmm)" ] && break; sleep 0.1; done
 		[ -z "$(pids_in a snvmm)" ] || fail "$case: hosta has a snvmm still"
 		snvm a start "$vm" 2>/dev/null && fail "$case: it could be started at the source"
 		# the disks are good, and once it runs there the source's files go
@@ -120,7 +124,35 @@ for case in $CASES; do
 	fi
 	rest=$(ls -A "$T/a/state/incoming" "$T/b/state/incoming" | grep -v -e : -e '^$' || true)
 	[ -z "$rest" ] || fail "$case: left over: $rest"
-	echo "$case: $([ "$case" = cut ] && figure "$end" || jq -r .reason <<<"$end")"
+	echo "$case: $([ "${case%%-*}" = cut ] && figure "$end" || jq -r .reason <<<"$end")"
 	snvm b stop --force "$vm"; snvm b delete "$vm"
 done
-echo "figure: $MOVES moves with post-copy, and: $CASES"
+
+for choice in $CHOICES; do
+	vm=${choice}d
+	daemon_kill b TERM
+	daemon_start b $([ "$choice" = refused ] && echo SNM_FAULT=d-userfaultfd:fail)
+	native_vm a "$vm" 256M "$(guest_does 120)"
+	wait_touched a "$vm"
+	case $choice in
+	refused) # a destination that cannot: `now` is refused before anything moved, `auto` goes on without
+		rc=0
+		snmigrate a "$vm" hostb --with-storage --postcopy now --json >"$T/move.json" 2>&1 || rc=$?
+		[ $rc = 3 ] && grep -q "hostb cannot take part in post-copy: userfaultfd" "$T/move.json" || fail "refused: exit $rc: $(tail -n 1 "$T/move.json")"
+		hb=$(wait_hb a "$vm"); assert_good "$hb"
+		snmigrate a "$vm" hostb --with-storage --postcopy auto --json >"$T/move.json" 2>&1 || fail "refused, auto: exit $?: $(tail -n 1 "$T/move.json")"
+		grep -q "cannot take part in post-copy" "$T/move.json" || fail "refused, auto: nothing was said"
+		end=$(tail -n 1 "$T/move.json")
+		jq -e '.result == "moved" and (has("postcopy") | not)' <<<"$end" >/dev/null || fail "refused, auto: $end"
+		;;
+	auto) # dirtied faster than the link carries: six rounds, and then it goes all the same
+		snmigrate a "$vm" hostb --with-storage --postcopy auto --bandwidth 48M --json >"$T/move.json" 2>&1 || fail "auto: exit $?: $(tail -n 1 "$T/move.json")"
+		end=$(tail -n 1 "$T/move.json")
+		jq -e '.result == "moved" and .rounds <= 9 and .postcopy.pages_sent <= .postcopy.pages * 1.1 and .postcopy.pages > 1000' <<<"$end" >/dev/null || fail "auto: $end"
+		echo "auto: $(figure "$end")"
+		;;
+	esac
+	hb=$(wait_hb b "$vm"); assert_good "$hb"
+	snvm b stop --force "$vm"; snvm b delete "$vm"
+done
+echo "figure: $MOVES moves with post-copy, and: $CASES $CHOICES"

@@ -62,6 +62,7 @@ wrong "partial takes" snmigrate partial
 wrong "partial takes" snmigrate partial delete
 wrong "partial takes" snmigrate partial list vm1
 for bad in lz4 zstd: zstd:0 zstd:20 zstd:x auto:1 ''; do wrong "--compress $bad" snmigrate vm1 host2 --compress "$bad"; done
+for bad in later yes ''; do wrong "--postcopy $bad" snmigrate vm1 host2 --postcopy "$bad"; done
 for bad in 0 17 -1 x ''; do wrong "--streams $bad" snmigrate vm1 host2 --streams "$bad"; done
 wrong "a move takes a VM and a host" snmigrate move vm1
 wrong "a move takes a VM and a host" snmigrate vm1 host2 host3

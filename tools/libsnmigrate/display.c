@@ -109,7 +109,10 @@ static void show_line(struct display *d)
 	    text_bytes((double)v->send_rate, rate));
 	if (v->dirty_rate)
 		add(&l, "  dirty %s/s", text_bytes((double)v->dirty_rate, dirty));
-	if (v->downtime_predicted)
+	if (v->postcopy.known)
+		add(&l, "  %llu waits, worst %.1f ms", (unsigned long long)v->postcopy.faults,
+		    (double)v->postcopy.worst_us / 1000);
+	else if (v->downtime_predicted)
 		add(&l, "  downtime ~%.0f ms", v->predicted_downtime_ms);
 	if (v->slowed_percent)
 		add(&l, "  guest -%u %%", v->slowed_percent);

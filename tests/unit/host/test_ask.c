@@ -101,6 +101,22 @@ static int ask(const char *peer, json_t *question)
 	return rc;
 }
 
+START_TEST(paging_is_said_only_where_it_is)
+{
+	struct handover_report r = {.state = HANDOVER_OWNER, .epoch = 3}, back;
+	char uuid[VM_UUID_CHARS + 1];
+	for (int i = 0; i < 2; i++) {
+		r.paging = i;
+		json_t *o = ask_report_to_json(UUID, &r);
+		/* as it was before there was post-copy */
+		ck_assert_int_eq(json_object_size(o), 5 + (size_t)i);
+		ck_assert_int_eq(ask_report_from_json(o, false, uuid, &back, &err), 0);
+		ck_assert(back.paging == (i == 1));
+		json_decref(o);
+	}
+}
+END_TEST
+
 /* docs/handover.md: the asked side settles durably, then answers with what it is now. */
 static const struct {
 	enum handover_state have;
@@ -267,6 +283,7 @@ int main(void)
 	tcase_add_loop_test(tc, asked_side_settles_then_answers, 0, ARRAY_SIZE(settled));
 	tcase_add_test(tc, another_host_gets_the_answer_and_changes_nothing);
 	tcase_add_test(tc, no_record);
+	tcase_add_test(tc, paging_is_said_only_where_it_is);
 	tcase_add_loop_test(tc, malformed_questions, 0, ARRAY_SIZE(malformed));
 	tcase_add_test(tc, a_live_snvmm_answers_for_its_vm);
 	tcase_add_loop_test(tc, settling_without_news, 0, 6);

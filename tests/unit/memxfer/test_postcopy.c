@@ -30,6 +30,7 @@ static bool spaces_create(void)
 	}
 	from = space_create(NPAGES);
 	to = space_create(NPAGES);
+	ck_assert_int_eq(mem_postcopy_small_pages(&to, &err), 0);
 	rate_limit_init(&bandwidth, 0);
 	missing = bitmap_alloc(NPAGES);
 	/* A tenth are holes on both sides; of the rest the destination has a third. */

@@ -241,6 +241,23 @@ START_TEST(a_slowed_guest)
 }
 END_TEST
 
+START_TEST(post_copy)
+{
+	event(&views[0], "{\"event\":\"phase\",\"phase\":\"postcopy\",\"ms\":5}");
+	event(&views[0],
+	      "{\"event\":\"progress\",\"phase\":\"postcopy\",\"predicted_downtime_ms\":99,\"postcopy\":{"
+	      "\"faults\":12,\"fault_median_us\":1500,\"fault_worst_us\":90000,\"connected\":true}}");
+	draw(24, 80, true);
+	HAS("postcopy ");
+	HAS("12 waits for a page, 1.5 ms (worst 90.0)");
+	HAS_NOT("99 ms");
+	event(&views[0], "{\"event\":\"progress\",\"phase\":\"postcopy\",\"postcopy\":{\"faults\":-1,"
+			 "\"connected\":false}}");
+	draw(24, 80, true);
+	HAS("guest waits for the link");
+}
+END_TEST
+
 START_TEST(the_end_is_shown)
 {
 	play(&views[0], UINT32_MAX);
@@ -369,6 +386,7 @@ int main(void)
 	tcase_add_test(tc, messages_are_wrapped_newest_last);
 	tcase_add_test(tc, the_proof_of_the_disks);
 	tcase_add_test(tc, a_slowed_guest);
+	tcase_add_test(tc, post_copy);
 	tcase_add_test(tc, the_end_is_shown);
 	tcase_add_test(tc, many_moves);
 	tcase_add_test(tc, none_yet);
