@@ -43,8 +43,9 @@ enum move_backing_choice {
 /* --priority: how far the guest may be slowed when it dirties faster than the link carries. */
 enum move_priority { MOVE_PRIORITY_GUEST, MOVE_PRIORITY_BALANCED, MOVE_PRIORITY_FINISH };
 
-/* --on-exceed: what becomes of a move whose predicted downtime breaks the budget at the limits of pre-copy. */
-enum move_exceed { MOVE_EXCEED_THROTTLE, MOVE_EXCEED_CANCEL };
+/* --on-exceed: what becomes of a move whose predicted downtime breaks the budget at the limits of pre-copy.
+ */
+enum move_exceed { MOVE_EXCEED_THROTTLE, MOVE_EXCEED_CANCEL, MOVE_EXCEED_POSTCOPY /* as --postcopy auto */ };
 
 /* --postcopy: whether the guest may go before its memory has. */
 enum move_postcopy {
@@ -62,12 +63,12 @@ struct move_options {
 	char address[128]; /* of the destination's daemon */
 	char peer[HOST_NAME_MAX_CHARS + 1];
 	uint64_t epoch;
-	unsigned max_downtime_ms;	/* the budget; 0 = default 50 */
+	unsigned max_downtime_ms; /* the budget; 0 = default 50 */
 	enum move_priority priority;
 	enum move_exceed on_exceed;
-	unsigned streams;		/* 0 = by the number of processors */
-	unsigned max_rounds;		/* 0 = default 30 */
-	unsigned max_time_ms;		/* of pre-copy; 0 = none */
+	unsigned streams;     /* 0 = by the number of processors */
+	unsigned max_rounds;  /* 0 = default 30 */
+	unsigned max_time_ms; /* of pre-copy; 0 = none */
 	enum mem_compress compress;
 	int zstd_level;			/* default 1 */
 	uint64_t bandwidth_bytes_per_s; /* 0 = unlimited */
@@ -133,8 +134,8 @@ bool move_destination_is_paging(struct vm *vm);
 /* Whether the token is of a channel for such pages; and such a channel, fd taken over. */
 bool move_destination_knows(struct vm *vm, const char *token);
 int move_destination_channel(struct vm *vm, const char *token, int fd, struct error *err);
-/* Before anything of the VM is taken down: does not return while pages are missing. Threads may wait for them,
- * which nothing but the process's end ends without giving them something else to read. */
+/* Before anything of the VM is taken down: does not return while pages are missing. Threads may wait for
+ * them, which nothing but the process's end ends without giving them something else to read. */
 void move_destination_leave(struct vm *vm, int exit_status);
 /* {"cmd":"resolve"} for an owner in doubt. */
 int move_destination_resolve(struct vm *vm, const char *how, struct error *err);

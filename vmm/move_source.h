@@ -70,7 +70,7 @@ struct source_postcopy {
 	struct mem_postcopy_source *pages; /* NULL before it is chosen, and after the end */
 	bool began;			   /* pages are missing there */
 	bool complete;
-	bool stop; /* nobody is to be waited for any more */
+	bool stop;	      /* nobody is to be waited for any more */
 	struct error failure; /* why the destination never got them */
 	uint64_t began_ms, ended_ms;
 	struct mem_postcopy_stats stats; /* at the end */
@@ -249,7 +249,8 @@ json_t *source_proof_json(const struct move *mv); /* mv->lock held; new referenc
 void source_count_disks(struct move *mv);
 
 /* move_source_postcopy.c */
-int source_postcopy_parse(json_t *o, struct move_options *opt, struct error *err); /* "postcopy" of o */
+int source_postcopy_parse(json_t *o, struct move_options *opt,
+			  struct error *err); /* "postcopy" of o, after "on_exceed" */
 /* What the destination said to it in HELLO_OK: -EOPNOTSUPP where --postcopy now cannot be. */
 int source_postcopy_accepted(struct move *mv, json_t *hello_ok, struct error *err);
 unsigned source_postcopy_rounds(const struct move *mv); /* of pre-copy */
@@ -263,8 +264,8 @@ int source_postcopy_send(struct move *mv, struct error *err);
 bool source_postcopy_open(struct move *mv);
 /* After COMMIT: waits until the destination has every page, or never will have (then its guest is gone). */
 void source_postcopy_finish(struct move *mv);
-/* What a destination says of itself after COMMIT of that epoch: 0 its guest waits for pages; 1 it has them all;
- * -EAGAIN it has not decided; -EOWNERDEAD it will never want one. Pure. */
+/* What a destination says of itself after COMMIT of that epoch: 0 its guest waits for pages; 1 it has them
+ * all; -EAGAIN it has not decided; -EOWNERDEAD it will never want one. Pure. */
 int source_postcopy_judge(const struct handover_report *r, uint64_t epoch);
 /* {"cmd":"resolve"} meanwhile. */
 int source_postcopy_resolve(struct move *mv, const char *how, struct error *err);

@@ -23,7 +23,9 @@ static const struct {
 	[MOVE_PRIORITY_FINISH] = {"finish", 99, 0.5},
 };
 
-static const char *const exceeds[] = {[MOVE_EXCEED_THROTTLE] = "throttle", [MOVE_EXCEED_CANCEL] = "cancel"};
+static const char *const exceeds[] = {[MOVE_EXCEED_THROTTLE] = "throttle",
+				      [MOVE_EXCEED_CANCEL] = "cancel",
+				      [MOVE_EXCEED_POSTCOPY] = "postcopy"};
 
 int source_parse_pace(json_t *o, struct move_options *opt, struct error *err)
 {
@@ -42,7 +44,7 @@ int source_parse_pace(json_t *o, struct move_options *opt, struct error *err)
 	for (i = 0; word && i < ARRAY_SIZE(exceeds) && strcmp(word, exceeds[i]);)
 		i++;
 	if (v && !json_is_null(v) && (!word || i == ARRAY_SIZE(exceeds)))
-		return error_set(err, EINVAL, "option on_exceed: cancel or throttle is needed");
+		return error_set(err, EINVAL, "option on_exceed: cancel, throttle or postcopy is needed");
 	opt->on_exceed = (enum move_exceed)i;
 	return 0;
 }

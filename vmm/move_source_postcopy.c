@@ -25,15 +25,19 @@ int source_postcopy_parse(json_t *o, struct move_options *opt, struct error *err
 	static const char *const words[] = {"never", "auto", "now"};
 	json_t *v = json_object_get(o, "postcopy");
 	const char *s = json_string_value(v);
+	bool exceed = opt->on_exceed == MOVE_EXCEED_POSTCOPY;
+	unsigned i = 0;
+	opt->postcopy = exceed ? MOVE_POSTCOPY_AUTO : MOVE_POSTCOPY_NEVER;
 	if (!v || json_is_null(v))
 		return 0;
-	for (unsigned i = 0; s && i < ARRAY_SIZE(words); i++) {
-		if (!strcmp(s, words[i])) {
-			opt->postcopy = (enum move_postcopy)i;
-			return 0;
-		}
-	}
-	return error_set(err, EINVAL, "option postcopy: auto, now or never is needed");
+	while (s && i < ARRAY_SIZE(words) && strcmp(s, words[i]))
+		i++;
+	if (!s || i == ARRAY_SIZE(words))
+		return error_set(err, EINVAL, "option postcopy: auto, now or never is needed");
+	if (exceed && i == MOVE_POSTCOPY_NEVER)
+		return error_set(err, EINVAL, "--on-exceed postcopy and --postcopy never: one of the two");
+	opt->postcopy = (enum move_postcopy)i;
+	return 0;
 }
 
 static void say(struct move *mv, const char *text)

@@ -52,7 +52,7 @@ wrong "option '--max-downtime' needs an argument" snmigrate vm1 host2 --max-down
 wrong "option '--json=1' takes no argument" snmigrate vm1 host2 --json=1
 wrong "--max-downtime 99999999999999999999" snmigrate vm1 host2 --max-downtime 99999999999999999999
 for bad in fast 0 -1 100 ''; do wrong "--priority $bad: guest, balanced or finish" snmigrate vm1 host2 --priority "$bad"; done
-for bad in go cancell ''; do wrong "--on-exceed $bad: cancel or throttle" snmigrate vm1 host2 --on-exceed "$bad"; done
+for bad in go cancell ''; do wrong "--on-exceed $bad: cancel, throttle or postcopy" snmigrate vm1 host2 --on-exceed "$bad"; done
 for bad in 0 -1 10001 x ''; do wrong "--max-rounds $bad: not a number" snmigrate vm1 host2 --max-rounds "$bad"; done
 for bad in soon 25h -1 ''; do wrong "--max-time $bad: not a time" snmigrate vm1 host2 --max-time "$bad"; done
 wrong "--retry-for soon: not a time" snmigrate vm1 host2 --retry-for soon
@@ -62,7 +62,7 @@ wrong "partial takes" snmigrate partial
 wrong "partial takes" snmigrate partial delete
 wrong "partial takes" snmigrate partial list vm1
 for bad in lz4 zstd: zstd:0 zstd:20 zstd:x auto:1 ''; do wrong "--compress $bad" snmigrate vm1 host2 --compress "$bad"; done
-for bad in later yes ''; do wrong "--postcopy $bad" snmigrate vm1 host2 --postcopy "$bad"; done
+for bad in later yes ''; do wrong "--postcopy $bad: auto, now or never" snmigrate vm1 host2 --postcopy "$bad"; done
 for bad in 0 17 -1 x ''; do wrong "--streams $bad" snmigrate vm1 host2 --streams "$bad"; done
 wrong "a move takes a VM and a host" snmigrate move vm1
 wrong "a move takes a VM and a host" snmigrate vm1 host2 host3

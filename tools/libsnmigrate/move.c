@@ -88,7 +88,9 @@ static const struct choice backing = {
 static const struct choice priority = {
 	"--priority", "priority", {"guest", "balanced", "finish"}, "guest, balanced or finish"};
 static const struct choice on_exceed = {
-	"--on-exceed", "on_exceed", {"cancel", "throttle"}, "cancel or throttle"};
+	"--on-exceed", "on_exceed", {"cancel", "throttle", "postcopy"}, "cancel, throttle or postcopy"};
+static const struct choice postcopy = {
+	"--postcopy", "postcopy", {"auto", "now", "never"}, "auto, now or never"};
 
 static int parse_choice(const struct choice *choice, const char *arg, json_t *options)
 {
@@ -119,14 +121,6 @@ static int parse_max_time(const char *arg, json_t *options)
 		return snmigrate_usage_error("--max-time %s: not a time such as 90s or 10m, at most 24h",
 					     arg);
 	json_object_set_new(options, "max_time_ms", json_integer((json_int_t)seconds * 1000));
-	return 0;
-}
-
-static int parse_postcopy(const char *arg, json_t *options)
-{
-	if (strcmp(arg, "auto") && strcmp(arg, "now") && strcmp(arg, "never"))
-		return snmigrate_usage_error("--postcopy %s: auto, now or never is needed", arg);
-	json_object_set_new(options, "postcopy", json_string(arg));
 	return 0;
 }
 
@@ -202,7 +196,7 @@ const struct option snmigrate_move_options[] = {
 	{"keep-partial", required_argument, NULL, 'P'},
 	{"backing", required_argument, NULL, 'K'},
 	{"to-disk", required_argument, NULL, 'D'},
-	{"postcopy", required_argument, NULL, 'o'},
+	{"postcopy", required_argument, NULL, 'O'},
 	{"control", required_argument, NULL, 'c'},
 	{0}};
 /* clang-format on */
@@ -290,8 +284,8 @@ static int move_or_rehearse(struct snmigrate *s, int argc, char **argv, bool reh
 		case 'D':
 			status = parse_to_disk(optarg, options);
 			break;
-		case 'o':
-			status = parse_postcopy(optarg, options);
+		case 'O':
+			status = parse_choice(&postcopy, optarg, options);
 			break;
 		case 'z':
 			status = parse_compress(optarg, options);

@@ -41,9 +41,11 @@ START_TEST(the_word_of_the_destination)
 }
 END_TEST
 
+static enum move_exceed exceed = MOVE_EXCEED_THROTTLE;
+
 static int parse(const char *text, enum move_postcopy *out)
 {
-	struct move_options opt = {.postcopy = MOVE_POSTCOPY_NEVER};
+	struct move_options opt = {.on_exceed = exceed};
 	json_t *o = json_loads(text, 0, NULL);
 	ck_assert_ptr_nonnull(o);
 	int rc = source_postcopy_parse(o, &opt, NULL);
@@ -65,6 +67,12 @@ START_TEST(the_option)
 	ck_assert_int_eq(p, MOVE_POSTCOPY_NEVER);
 	ck_assert_int_eq(parse("{\"postcopy\":\"later\"}", &p), -EINVAL);
 	ck_assert_int_eq(parse("{\"postcopy\":1}", &p), -EINVAL);
+	exceed = MOVE_EXCEED_POSTCOPY;
+	ck_assert_int_eq(parse("{}", &p), 0);
+	ck_assert_int_eq(p, MOVE_POSTCOPY_AUTO);
+	ck_assert_int_eq(parse("{\"postcopy\":\"now\"}", &p), 0);
+	ck_assert_int_eq(p, MOVE_POSTCOPY_NOW);
+	ck_assert_int_eq(parse("{\"postcopy\":\"never\"}", &p), -EINVAL);
 }
 END_TEST
 
