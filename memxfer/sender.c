@@ -11,6 +11,9 @@
 #include "memxfer/holes.h"
 #include "memxfer/sender_impl.h"
 
+/* So often, or until there is so little, is announced what comes later. */
+#define ANNOUNCE_PASSES	   4
+#define ANNOUNCE_FEW_PAGES 256
 /* A round with fewer pages says nothing about the rate. */
 #define RATE_SAMPLE_PAGES 256
 /* Bytes of history that the rate's average holds. */
@@ -347,19 +350,36 @@ static int finish(struct mem_sender *s, struct error *err)
 	return run_job(s, JOB_FINAL, err);
 }
 
+/* What is dirty and has not been announced yet, into `fresh`: how many pages. */
+static uint64_t find_fresh(struct mem_sender *s)
+{
+	for (uint64_t w = 0; w < BITMAP_WORDS(s->opt.space.npages); w++)
+		s->fresh[w] = s->dirty[w] & ~s->announced[w];
+	return bitmap_count(s->fresh, s->opt.space.npages);
+}
+
 int mem_sender_announce_later(struct mem_sender *s, struct error *err)
 {
-	uint64_t bytes = BITMAP_WORDS(s->opt.space.npages) * sizeof *s->dirty;
+	uint64_t dirty, fresh = UINT64_MAX;
 	int ret = failure(s, err);
 
-	if (ret < 0)
-		return ret;
 	if (!s->announced)
 		s->announced = bitmap_alloc(s->opt.space.npages);
-	if (!s->announced)
-		return error_errno(err, ENOMEM, "memory transfer: bitmap");
-	memcpy(s->announced, s->dirty, bytes);
-	return run_job(s, JOB_ANNOUNCE, err);
+	if (!s->fresh)
+		s->fresh = bitmap_alloc(s->opt.space.npages);
+	if (ret == 0 && (!s->announced || !s->fresh))
+		ret = error_errno(err, ENOMEM, "memory transfer: bitmap");
+	/* The guest goes on meanwhile: what it wrote while the destination made room is far less. */
+	for (unsigned pass = 0; ret == 0 && pass < ANNOUNCE_PASSES && fresh > ANNOUNCE_FEW_PAGES; pass++) {
+		ret = collect(s, &dirty, err);
+		if (ret < 0)
+			break;
+		fresh = find_fresh(s);
+		ret = run_job(s, JOB_ANNOUNCE, err);
+		for (uint64_t w = 0; ret == 0 && w < BITMAP_WORDS(s->opt.space.npages); w++)
+			s->announced[w] |= s->fresh[w];
+	}
+	return ret;
 }
 
 int mem_sender_finish_later(struct mem_sender *s, const uint64_t **later, uint64_t *npages, struct error *err)
@@ -454,6 +474,7 @@ void mem_sender_free(struct mem_sender *s)
 		s->opt.dirty.stop(s->opt.dirty.opaque);
 	free(s->dirty);
 	free(s->announced);
+	free(s->fresh);
 	page_hashes_free(s->hashes);
 	idle_cpu_release(&s->idle_cpu);
 	pthread_cond_destroy(&s->work);

@@ -38,6 +38,7 @@ struct mem_sender {
 	struct page_hashes *hashes;
 	uint64_t *dirty;     /* the round's; a region's words are its stream's while a job runs */
 	uint64_t *announced; /* of these, what the destination knows to come later; NULL: none, ever */
+	uint64_t *fresh;     /* what is being announced */
 	bool later;	     /* JOB_FINAL names the pages only, and leaves in `dirty` those that it named */
 	bool tracking;	     /* the coordinator's, like what follows */
 	uint64_t started_ns;

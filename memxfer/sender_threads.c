@@ -215,7 +215,7 @@ static int do_announce(struct mem_worker *w, struct error *err)
 		uint64_t first = r * MEM_REGION_PAGES;
 		uint64_t n = npages - first < MEM_REGION_PAGES ? npages - first : MEM_REGION_PAGES;
 
-		ret = mem_tx_later(&w->tx, s->announced, first, n, err);
+		ret = mem_tx_later(&w->tx, s->fresh, first, n, err);
 	}
 	if (ret == 0)
 		ret = mem_tx_flush(&w->tx, err);

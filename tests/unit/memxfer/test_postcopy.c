@@ -147,6 +147,9 @@ static int dial_again(void *opaque, const struct error *why, struct conn *channe
 	if (dialler.answer)
 		return dialler.answer == 1 ? 1 : error_set(err, EOWNERDEAD, "it is gone");
 	usleep(20000);
+	/* the cut may have come right after the last page: who asks hears that */
+	if (mem_postcopy_dest_wait(dest, 1, NULL) == 0)
+		return 1;
 	dial(channels);
 	return 0;
 }
