@@ -10,9 +10,9 @@
 #include "base/log.h"
 #include "host/jsonl.h"
 #include "host/registry.h"
+#include "host/trust.h"
 #include "net/conn.h"
 #include "net/frame.h"
-#include "net/preamble.h"
 
 #define LIVE_ANSWER_TIMEOUT_MS 3000
 /* Between two tries while a snvmm is being born, dies, or the daemon has the record's lock. */
@@ -87,29 +87,21 @@ int ask_peer(const struct host_config *cfg, const char *peer, const char *addres
 	     const struct handover_report *own, unsigned timeout_ms, struct handover_report *answer,
 	     struct error *err)
 {
-	const struct host_peer *known = host_config_peer(cfg, peer);
-	const char *where = known ? known->address : address;
-	if (!where || !*where)
-		return error_set(err, ENOENT, "host %s is not in the configuration", peer);
-	struct tls_context *tls = NULL;
-	int rc = tls_context_create(cfg->ca, cfg->cert, cfg->key, &tls, err);
-	if (rc < 0)
-		return rc;
+	struct trust_peer known;
 	struct conn *conn = NULL;
-	int fd = net_connect(where, timeout_ms, err);
-	rc = fd < 0 ? fd : 0;
-	if (!rc) {
-		struct preamble pre = {.channel = CHANNEL_CONTROL, .token = "-"};
-		rc = preamble_write(fd, &pre, timeout_ms, err);
-		if (rc < 0)
-			close(fd);
-		else
-			rc = conn_tls_connect(fd, tls, peer, timeout_ms, &conn, err);
+	int rc = trust_peer_find(cfg, peer, &known, err);
+	/* one that the configuration has lost still answers by its certificate of the CA */
+	if (rc == -ENOENT && address && *address && *cfg->ca) {
+		known = (struct trust_peer){.may_send = false};
+		snprintf(known.name, sizeof known.name, "%s", peer);
+		snprintf(known.address, sizeof known.address, "%s", address);
+		rc = 0;
 	}
+	if (!rc)
+		rc = trust_dial(cfg, &known, known.address, timeout_ms, &conn, err);
 	if (!rc)
 		rc = exchange(conn, uuid, own, timeout_ms, answer, err);
 	conn_close(conn);
-	tls_context_free(tls);
 	return rc < 0 ? error_prefix(err, "asking host %s", peer) : 0;
 }
 
@@ -241,7 +233,8 @@ int ask_answer_once(const struct host_config *cfg, const char *peer_name, const 
 	struct handover_report report;
 	struct record *r = NULL;
 	*answer = NULL;
-	if (!host_config_peer(cfg, peer_name))
+	struct trust_peer peer;
+	if (trust_peer_find(cfg, peer_name, &peer, NULL) < 0)
 		return error_set(err, EPERM, "host %.63s is not a peer of %s", peer_name, cfg->name);
 	int rc = ask_report_from_json(ask, true, uuid, &report, err);
 	if (rc < 0)

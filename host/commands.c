@@ -579,6 +579,11 @@ static const struct {
 		{"check", command_check},
 		{"history", command_history},
 		{"status", command_status},
+		{"pair-open", command_pair_open},
+		{"pair-join", command_pair_join},
+		{"peer-list", command_peer_list},
+		{"peer-set", command_peer_set},
+		{"unpair", command_unpair},
 		{"partial-list", command_partial_list},
 		{"partial-delete", command_partial_delete}};
 

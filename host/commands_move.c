@@ -17,6 +17,7 @@
 #include "host/daemon.h"
 #include "host/exit.h"
 #include "host/recorder.h"
+#include "host/trust.h"
 
 /* ---- following a move to its end
  * --------------------------------------------------------------------------- */
@@ -196,16 +197,17 @@ static bool has_local_disks(struct vm_ref *vm, struct daemon *d)
 }
 
 static int check_move(struct command_context *c, struct follow *f, const char *host, json_t *options,
-		      struct error *err)
+		      struct trust_peer *peer, struct error *err)
 {
 	struct daemon *d = c->daemon;
 	struct vm_ref *vm = &f->vm;
 	if (!strcmp(host, d->cfg->name))
 		return error_set(err, EINVAL, "VM %s is on host %s already", vm->rec.name, host);
-	if (!host_config_peer(d->cfg, host))
-		return error_set(err, ENOENT, "no host named %.63s: %s has no [peer %.63s]", host,
-				 d->cfg->path, host);
-	int rc = vm_check_arrived(d, vm, err);
+	int rc = trust_peer_find(d->cfg, host, peer, err);
+	if (!rc && !peer->may_receive)
+		rc = trust_refuse_receive(d->cfg, peer, err);
+	if (!rc)
+		rc = vm_check_arrived(d, vm, err);
 	if (!rc)
 		rc = handover_may_move(&vm->rec, err);
 	if (rc < 0)
@@ -229,22 +231,22 @@ int command_move(struct command_context *c, struct error *err)
 	json_t *options = json_object_get(c->request, "options");
 	struct follow f = {.c = c, .began_ms = clock_now_ms()};
 	struct jsonl *vmm = NULL;
+	struct trust_peer peer;
 	int status = EXIT_REFUSED;
 	if (!name || !host || (options && !json_is_object(options)))
 		return error_set(err, EINVAL, "malformed request to move a VM"), EXIT_USAGE;
 	int rc = vm_find(d, name, &f.vm, err);
 	if (!rc)
-		rc = check_move(c, &f, host, options, err);
+		rc = check_move(c, &f, host, options, &peer, err);
 	if (rc < 0)
 		return EXIT_REFUSED;
-	const struct host_peer *peer = host_config_peer(d->cfg, host);
-	snprintf(f.destination, sizeof f.destination, "%s", peer->name);
+	snprintf(f.destination, sizeof f.destination, "%s", peer.name);
 	f.epoch = f.vm.rec.epoch + 1;
 	rc = vm_connect(&f.vm, &vmm, err);
 	if (rc < 0)
 		return error_prefix(err, "VM %s", f.vm.rec.name), EXIT_FAILED;
-	json_t *request = json_pack("{s:s, s:s, s:s, s:I, s:O}", "cmd", "migrate", "address", peer->address,
-				    "peer", peer->name, "epoch", (json_int_t)f.epoch, "options",
+	json_t *request = json_pack("{s:s, s:s, s:s, s:I, s:O}", "cmd", "migrate", "address", peer.address,
+				    "peer", peer.name, "epoch", (json_int_t)f.epoch, "options",
 				    options ? options : json_object());
 	rc = request ? jsonl_call(vmm, request, NULL, &status, DAEMON_CALL_TIMEOUT_MS, err)
 		     : error_errno(err, ENOMEM, "migrate");

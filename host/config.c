@@ -19,24 +19,23 @@ struct loader {
 	char folder[PATH_MAX]; /* of the file: relative paths start there */
 	char seen[32][96];     /* "section label key" already given */
 	unsigned nseen;
+	unsigned peer_rights; /* of the present [peer]: given already */
 };
 
-/* HOST, HOST:PORT, [V6], [V6]:PORT; adds the default port. */
-static int set_address(const struct ini_entry *e, char *out, size_t size, struct error *err)
+int host_address_normalize(const char *v, char *out, size_t size, struct error *err)
 {
-	const char *v = e->value, *port = NULL;
+	const char *port = NULL;
 	size_t host = strlen(v);
 	if (*v == '[') {
 		const char *end = strchr(v, ']');
 		if (!end || (end[1] && end[1] != ':'))
-			return error_set(err, EINVAL, "%s: '%.100s' is not ADDRESS:PORT", e->key, v);
+			return error_set(err, EINVAL, "'%.100s' is not ADDRESS:PORT", v);
 		port = end[1] ? end + 2 : NULL;
 		host = (size_t)(end + 1 - v);
 	} else {
 		const char *colon = strchr(v, ':');
 		if (colon && strchr(colon + 1, ':'))
-			return error_set(err, EINVAL, "%s: write an IPv6 address in brackets: [%.100s]",
-					 e->key, v);
+			return error_set(err, EINVAL, "write an IPv6 address in brackets: [%.100s]", v);
 		if (colon) {
 			port = colon + 1;
 			host = (size_t)(colon - v);
@@ -44,14 +43,37 @@ static int set_address(const struct ini_entry *e, char *out, size_t size, struct
 	}
 	unsigned number = HOST_PORT;
 	if (port) {
-		struct ini_entry p = {.key = e->key, .value = port};
+		struct ini_entry p = {.key = "port", .value = port};
 		struct error why = ERROR_INIT;
 		if (ini_get_uint(&p, 0, 65535, &number, &why) < 0)
-			return error_set(err, EINVAL, "%s: '%.100s' has no valid port", e->key, v);
+			return error_set(err, EINVAL, "'%.100s' has no valid port", v);
 	}
 	if (host == 0 || strpbrk(v, " \t/") ||
 	    (size_t)snprintf(out, size, "%.*s:%u", (int)host, v, number) >= size)
-		return error_set(err, EINVAL, "%s: '%.100s' is not ADDRESS:PORT", e->key, v);
+		return error_set(err, EINVAL, "'%.100s' is not ADDRESS:PORT", v);
+	return 0;
+}
+
+static int set_address(const struct ini_entry *e, char *out, size_t size, struct error *err)
+{
+	return host_address_normalize(e->value, out, size, err) < 0 ? error_prefix(err, "%s", e->key) : 0;
+}
+
+static int set_networks(const struct ini_entry *e, struct networks *out, struct error *err)
+{
+	return networks_parse(e->value, out, err) < 0 ? error_prefix(err, "%s", e->key) : 0;
+}
+
+static int set_peer_names(const struct ini_entry *e, char *out, size_t size, struct error *err)
+{
+	int rc = ini_get_string(e, out, size, err);
+	if (rc < 0)
+		return rc;
+	char list[1024], *rest = NULL;
+	snprintf(list, sizeof list, "%s", out);
+	for (char *w = strtok_r(list, ", \t", &rest); w; w = strtok_r(NULL, ", \t", &rest))
+		if (!name_chars_valid(w))
+			return error_set(err, EINVAL, "%s: '%.64s' is not a host name", e->key, w);
 	return 0;
 }
 
@@ -101,6 +123,14 @@ static int on_host(struct loader *l, const struct ini_entry *e, struct error *er
 		return set_path(l, e, c->state_dir, sizeof c->state_dir - 256, err);
 	if (!strcmp(e->key, "control"))
 		return set_path(l, e, c->control, sizeof c->control, err);
+	if (!strcmp(e->key, "migration-address"))
+		return set_address(e, c->migration_address, sizeof c->migration_address, err);
+	if (!strcmp(e->key, "allow-from"))
+		return set_networks(e, &c->allow_from, err);
+	if (!strcmp(e->key, "deny-from"))
+		return set_networks(e, &c->deny_from, err);
+	if (!strcmp(e->key, "deny-peers"))
+		return set_peer_names(e, c->deny_peers, sizeof c->deny_peers, err);
 	return -ENOKEY;
 }
 
@@ -176,6 +206,12 @@ static int on_limits(struct loader *l, const struct ini_entry *e, struct error *
 		return ini_get_duration(e, HOST_RETRY_FOR_MAX_S, &c->retry_for_s, err);
 	if (!strcmp(e->key, "keep-partial"))
 		return ini_get_duration(e, HOST_KEEP_PARTIAL_MAX_S, &c->keep_partial_s, err);
+	if (!strcmp(e->key, "certificate-validity")) {
+		int rc = ini_get_duration(e, HOST_CERTIFICATE_MAX_S, &c->certificate_s, err);
+		return !rc && c->certificate_s < HOST_CERTIFICATE_MIN_S
+			       ? error_set(err, EINVAL, "%s: less than %u s", e->key, HOST_CERTIFICATE_MIN_S)
+			       : rc;
+	}
 	if (!strcmp(e->key, "allow-no-tls"))
 		return ini_get_bool(e, &c->allow_no_tls, err);
 	return -ENOKEY;
@@ -200,10 +236,27 @@ static int on_peer(struct loader *l, const struct ini_entry *e, struct error *er
 			return error_set(err, EINVAL, "[peer %s]: given twice", e->label);
 		if (c->npeers == HOST_PEERS_MAX)
 			return error_set(err, EINVAL, "more than %d peers", HOST_PEERS_MAX);
-		snprintf(c->peers[c->npeers++].name, sizeof c->peers->name, "%s", e->label);
+		struct host_peer *made = &c->peers[c->npeers++];
+		l->peer_rights = 0;
+		*made = (struct host_peer){.may_send = true, .may_receive = true};
+		snprintf(made->name, sizeof made->name, "%s", e->label);
 		return 0;
 	}
 	struct host_peer *peer = &c->peers[c->npeers - 1];
+	const struct {
+		const char *key;
+		bool *right;
+	} rights[] = {{"send", &peer->may_send},
+		      {"receive", &peer->may_receive},
+		      {"administer", &peer->may_administer}};
+	for (unsigned i = 0; i < ARRAY_SIZE(rights); i++)
+		if (!strcmp(e->key, rights[i].key)) {
+			if (l->peer_rights & 1u << i)
+				return error_set(err, EINVAL, "[peer %s] %s: given twice", peer->name,
+						 e->key);
+			l->peer_rights |= 1u << i;
+			return ini_get_bool(e, rights[i].right, err);
+		}
 	if (strcmp(e->key, "address"))
 		return -ENOKEY;
 	if (*peer->address)
@@ -260,19 +313,46 @@ static void default_snvmm(struct host_config *c)
 	strcpy(c->snvmm, "snvmm");
 }
 
+/* The host's own name up to the first dot, as far as it is one. */
+static void default_name(struct host_config *c)
+{
+	char own[256] = "";
+	if (gethostname(own, sizeof own - 1) < 0)
+		return;
+	own[strcspn(own, ".")] = '\0';
+	if (name_chars_valid(own))
+		snprintf(c->name, sizeof c->name, "%s", own);
+}
+
+static int check_tls(const struct host_config *c, struct error *err)
+{
+	const struct {
+		const char *what, *value;
+	} files[] = {{"ca", c->ca}, {"cert", c->cert}, {"key", c->key}};
+	bool any = *c->ca || *c->cert || *c->key;
+	for (size_t i = 0; any && i < ARRAY_SIZE(files); i++)
+		if (!*files[i].value)
+			return error_set(err, EINVAL, "%s: [tls] %s is missing", c->path, files[i].what);
+	return c->npeers && !any
+		       ? error_set(err, EINVAL,
+				   "%s: [peer %s] needs the certificates of a [tls] section; without one "
+				   "hosts are paired (snmigrate pair)",
+				   c->path, c->peers[0].name)
+		       : 0;
+}
+
 static int finish(struct host_config *c, struct error *err)
 {
-	static const struct {
-		const char *what;
-		size_t at;
-	} needed[] = {{"[host] name", offsetof(struct host_config, name)},
-		      {"[host] state-dir", offsetof(struct host_config, state_dir)},
-		      {"[tls] ca", offsetof(struct host_config, ca)},
-		      {"[tls] cert", offsetof(struct host_config, cert)},
-		      {"[tls] key", offsetof(struct host_config, key)}};
-	for (size_t i = 0; i < ARRAY_SIZE(needed); i++)
-		if (!((const char *)c)[needed[i].at])
-			return error_set(err, EINVAL, "%s: %s is missing", c->path, needed[i].what);
+	if (!*c->name)
+		default_name(c);
+	if (!*c->name)
+		return error_set(err, EINVAL, "%s: [host] name is missing, and this host's own is not one",
+				 c->path);
+	if (!*c->state_dir)
+		strcpy(c->state_dir, HOST_STATE_DIR_DEFAULT);
+	int rc = check_tls(c, err);
+	if (rc < 0)
+		return rc;
 	for (unsigned i = 0; i < c->npeers; i++)
 		if (!*c->peers[i].address)
 			return error_set(err, EINVAL, "%s: [peer %s] address is missing", c->path,
@@ -289,6 +369,10 @@ static int finish(struct host_config *c, struct error *err)
 					 "to a shorter path",
 					 c->path);
 	}
+	if (!strncmp(c->migration_address, "0.0.0.0:", 8) || !strncmp(c->migration_address, "[::]:", 5))
+		return error_set(err, EINVAL,
+				 "%s: migration-address is what other hosts dial: one address of this host",
+				 c->path);
 	if (!*c->listen)
 		snprintf(c->listen, sizeof c->listen, "0.0.0.0:%d", HOST_PORT);
 	if (!*c->snvmm)
@@ -312,6 +396,7 @@ int host_config_parse(const char *text, size_t len, const char *path, struct hos
 	c->mirror_grace_ms = 50;
 	c->retry_for_s = HOST_RETRY_FOR_S;
 	c->keep_partial_s = HOST_KEEP_PARTIAL_S;
+	c->certificate_s = HOST_CERTIFICATE_S;
 	snprintf(c->path, sizeof c->path, "%s", path);
 	snprintf(l.folder, sizeof l.folder, "%s", path);
 	char *slash = strrchr(l.folder, '/');
@@ -354,6 +439,23 @@ const struct host_peer *host_config_peer(const struct host_config *c, const char
 		if (!strcmp(c->peers[i].name, name))
 			return &c->peers[i];
 	return NULL;
+}
+
+bool host_config_peer_denied(const struct host_config *c, const char *name)
+{
+	size_t n = strlen(name);
+	for (const char *p = c->deny_peers; n && *p; p += strcspn(p, ", \t")) {
+		p += strspn(p, ", \t");
+		if (strcspn(p, ", \t") == n && !memcmp(p, name, n))
+			return true;
+	}
+	return false;
+}
+
+bool host_config_network_allowed(const struct host_config *c, const struct sockaddr_storage *address)
+{
+	return !networks_contain(&c->deny_from, address) &&
+	       (!c->allow_from.count || networks_contain(&c->allow_from, address));
 }
 
 static bool plain_absolute(const char *path)

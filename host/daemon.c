@@ -23,10 +23,12 @@
 #include "base/cond.h"
 #include "base/log.h"
 #include "host/fsutil.h"
+#include "host/pair_codes.h"
 #include "host/partial.h"
 #include "host/recorder.h"
 #include "host/spawn.h"
 #include "host/systemd.h"
+#include "host/trust.h"
 #include "net/conn.h"
 #include "net/preamble.h"
 
@@ -42,6 +44,7 @@ struct arrival {
 	struct daemon *daemon;
 	struct arrival *next; /* daemon->lock */
 	int fd;
+	bool data_only; /* it came to [host] migration-address */
 	char from[DAEMON_ADDRESS_CHARS];
 };
 
@@ -96,6 +99,26 @@ static bool may_log_garbage(struct daemon *d, const char *from)
 	return true;
 }
 
+static bool is_welcome(const struct arrival *a, const struct preamble *pre, struct error *err)
+{
+	bool data = pre->channel == CHANNEL_MEMORY || pre->channel == CHANNEL_DISK;
+	if (a->data_only && !data)
+		return error_set(err, EPERM, "a %s channel at the migration-address, which is for data alone",
+				 channel_name(pre->channel)),
+		       false;
+	if (pre->channel == CHANNEL_PAIR && !pair_codes_any(a->daemon->codes, pair_codes_now_ms()))
+		return error_set(err, EPERM, "it wants to be paired, but no code is open (snmigrate pair)"),
+		       false;
+	return true;
+}
+
+static enum worker_kind kind_of(const struct preamble *pre)
+{
+	return pre->channel == CHANNEL_PAIR		  ? WORKER_PAIR
+	       : !strcmp(pre->token, PREAMBLE_BY_PAIRING) ? WORKER_CONTROL_PAIRED
+							  : WORKER_CONTROL;
+}
+
 static void *read_preamble(void *arg)
 {
 	struct arrival *a = arg;
@@ -104,12 +127,14 @@ static void *read_preamble(void *arg)
 	struct error err = ERROR_INIT;
 	int rc = preamble_read(a->fd, PREAMBLE_TIMEOUT_MS, &pre, &err);
 	arrival_remove(a);
+	if (!rc && !is_welcome(a, &pre, &err))
+		rc = -EPERM;
 	if (rc < 0) {
 		if (may_log_garbage(d, a->from))
 			log_warn("connection from %s closed: %s", a->from, err.message);
 		close(a->fd);
-	} else if (pre.channel == CHANNEL_CONTROL) {
-		worker_start(d, a->fd, a->from);
+	} else if (pre.channel == CHANNEL_CONTROL || pre.channel == CHANNEL_PAIR) {
+		worker_start(d, a->fd, a->from, kind_of(&pre));
 	} else {
 		worker_route(d, channel_name(pre.channel), pre.token, a->fd);
 	}
@@ -117,7 +142,7 @@ static void *read_preamble(void *arg)
 	return NULL;
 }
 
-static void accept_tcp(struct daemon *d, int listener)
+static void accept_tcp(struct daemon *d, int listener, bool data_only)
 {
 	struct sockaddr_storage addr;
 	socklen_t len = sizeof addr;
@@ -130,14 +155,15 @@ static void accept_tcp(struct daemon *d, int listener)
 	}
 	struct arrival *a = calloc(1, sizeof *a);
 	pthread_t thread;
-	bool room = false;
+	bool room = false, allowed = host_config_network_allowed(d->cfg, &addr);
 	if (a) {
 		a->daemon = d;
 		a->fd = fd;
+		a->data_only = data_only;
 		if (getnameinfo((struct sockaddr *)&addr, len, a->from, sizeof a->from, NULL, 0,
 				NI_NUMERICHOST))
 			strcpy(a->from, "?");
-		room = arrival_add(a);
+		room = allowed && arrival_add(a);
 	}
 	if (room && pthread_create(&thread, NULL, read_preamble, a) == 0) {
 		pthread_detach(thread);
@@ -145,7 +171,10 @@ static void accept_tcp(struct daemon *d, int listener)
 	}
 	if (room)
 		arrival_remove(a);
-	else if (a && may_log_garbage(d, a->from))
+	else if (a && !allowed && may_log_garbage(d, a->from))
+		log_warn("connection from %s closed: %s refuses that network (allow-from, deny-from)",
+			 a->from, d->cfg->path);
+	else if (a && allowed && may_log_garbage(d, a->from))
 		log_warn("connection from %s closed: too many others, here or from there, have not said yet "
 			 "what they "
 			 "want",
@@ -263,21 +292,51 @@ static void *sweep_partials(void *arg)
 	return NULL;
 }
 
-static int serve(struct daemon *d, int tcp, int control, int signals)
+static int serve(struct daemon *d, int tcp, int data, int control, int signals)
 {
 	struct pollfd p[] = {{.fd = signals, .events = POLLIN},
 			     {.fd = tcp, .events = POLLIN},
-			     {.fd = control, .events = POLLIN}};
+			     {.fd = control, .events = POLLIN},
+			     {.fd = data, .events = POLLIN}}; /* -1 is passed over */
 	for (;;) {
 		if (poll(p, ARRAY_SIZE(p), -1) < 0 && errno != EINTR)
 			return -errno;
 		if (p[0].revents)
 			return 0;
 		if (p[1].revents)
-			accept_tcp(d, tcp);
+			accept_tcp(d, tcp, false);
 		if (p[2].revents)
 			accept_client(d, control);
+		if (p[3].revents)
+			accept_tcp(d, data, true);
 	}
+}
+
+/* A second port for data channels, unless `listen` has that address already. *out: -1 = none. */
+static int listen_data(const struct host_config *cfg, int *out, struct error *err)
+{
+	const char *port = strrchr(cfg->listen, ':'), *own = strrchr(cfg->migration_address, ':');
+	bool any = !strncmp(cfg->listen, "0.0.0.0:", 8) || !strncmp(cfg->listen, "[::]:", 5);
+	*out = -1;
+	if (!*cfg->migration_address || !strcmp(cfg->migration_address, cfg->listen) ||
+	    (any && !strcmp(port, own)))
+		return 0;
+	*out = net_listen(cfg->migration_address, LISTEN_BACKLOG, err);
+	return *out < 0 ? error_prefix(err, "[host] migration-address") : 0;
+}
+
+/* Paired hosts know this one by what is made here once. */
+static int prepare_trust(struct daemon *d, struct error *err)
+{
+	struct trust_own own;
+	d->codes = malloc(sizeof *d->codes);
+	if (!d->codes)
+		return error_errno(err, ENOMEM, "snmigrated");
+	pair_codes_init(d->codes);
+	int rc = trust_prepare(d->cfg, err);
+	if (rc || *d->cfg->ca)
+		return rc;
+	return trust_own_ensure(d->cfg, &own, err);
 }
 
 int daemon_run(const struct host_config *cfg, struct error *err)
@@ -306,10 +365,15 @@ int daemon_run(const struct host_config *cfg, struct error *err)
 	rc = registry_prepare(cfg, err);
 	if (!rc)
 		rc = spawn_init(cfg, err);
+	if (!rc)
+		rc = prepare_trust(d, err);
 	/* the ports before the work: a refused one must not leave threads that settle */
 	CLEANUP_FD int tcp = rc < 0 ? -1 : net_listen(cfg->listen, LISTEN_BACKLOG, err);
 	CLEANUP_FD int control = tcp < 0 ? -1 : jsonl_listen(cfg->control, err);
-	if (tcp < 0 || control < 0)
+	CLEANUP_FD int data = -1;
+	if (tcp >= 0 && control >= 0)
+		rc = listen_data(cfg, &data, err);
+	if (tcp < 0 || control < 0 || rc < 0)
 		return rc < 0 ? rc : err && err->code ? err->code : -EIO;
 	rc = recorder_start(d, err);
 	if (!rc)
@@ -325,7 +389,7 @@ int daemon_run(const struct host_config *cfg, struct error *err)
 	log_info("host %s serves %s and %s, state in %s", cfg->name, cfg->listen, cfg->control,
 		 cfg->state_dir);
 	systemd_notify("READY=1");
-	rc = serve(d, tcp, control, signals);
+	rc = serve(d, tcp, data, control, signals);
 	systemd_notify("STOPPING=1");
 	unlink(cfg->control);
 	recorder_stop(d);

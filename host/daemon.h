@@ -29,6 +29,7 @@ int daemon_run(const struct host_config *cfg, struct error *err);
 #define DAEMON_SNVMM_PROTOCOL 1
 #define DAEMON_UNPROVEN_MAX   32
 #define DAEMON_PREAMBLES_MAX  64
+#define DAEMON_PAIRINGS_MAX   4 /* of the unproven ones */
 /* One address has at most half of each, so that it cannot keep the others out. */
 #define DAEMON_SHARE_OF_ONE	2
 #define DAEMON_ADDRESS_CHARS	64
@@ -43,6 +44,7 @@ int daemon_run(const struct host_config *cfg, struct error *err);
 
 struct keeper;
 struct worker;
+struct pair_codes;
 struct arrival;
 struct recorder;
 
@@ -56,7 +58,8 @@ struct daemon {
 	struct arrival *arrivals; /* connections in their preamble */
 	unsigned preambles, clients, unproven;
 	unsigned next_connection;
-	int stop_fd; /* eventfd, readable once the daemon ends */
+	int stop_fd;		  /* eventfd, readable once the daemon ends */
+	struct pair_codes *codes; /* has a lock of its own */
 };
 
 /*
@@ -99,8 +102,10 @@ int keeper_empty_group(struct keeper *k, struct error *err);
 int keepers_start(struct daemon *d, struct error *err);
 void daemon_timed_wait(struct daemon *d, unsigned ms);
 
+/* What the preamble of a control or pair connection wants. */
+enum worker_kind { WORKER_CONTROL, WORKER_CONTROL_PAIRED, WORKER_PAIR };
 /* host/worker.c: takes the connection over; `from` is its address. */
-void worker_start(struct daemon *d, int fd, const char *from);
+void worker_start(struct daemon *d, int fd, const char *from, enum worker_kind kind);
 /* Passes a data connection (taken over) to the worker that has the token. */
 void worker_route(struct daemon *d, const char *channel, const char *token, int fd);
 
@@ -151,6 +156,12 @@ int command_check(struct command_context *c, struct error *err);
 /* host/commands_status.c */
 int command_history(struct command_context *c, struct error *err);
 int command_status(struct command_context *c, struct error *err);
+/* host/commands_trust.c */
+int command_pair_open(struct command_context *c, struct error *err);
+int command_pair_join(struct command_context *c, struct error *err);
+int command_peer_list(struct command_context *c, struct error *err);
+int command_peer_set(struct command_context *c, struct error *err);
+int command_unpair(struct command_context *c, struct error *err);
 /* host/commands_partial.c */
 int command_partial_list(struct command_context *c, struct error *err);
 int command_partial_delete(struct command_context *c, struct error *err);

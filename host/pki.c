@@ -21,6 +21,8 @@
 #define SERIAL_BYTES 16
 /* Clocks of hosts differ. */
 #define BACKDATE_SECONDS 86400
+#define DAY_SECONDS	 86400
+#define HOST_NAMES_BYTES 128
 
 static void free_key(EVP_PKEY **k)
 {
@@ -103,7 +105,8 @@ static int add_extension(X509 *cert, X509 *issuer, int nid, const char *value, s
 }
 
 /* Version, serial number, names, validity and public key; NULL with err set on failure. */
-static X509 *new_cert(const char *common_name, X509_NAME *issuer, EVP_PKEY *key, int days, struct error *err)
+static X509 *new_cert(const char *common_name, X509_NAME *issuer, EVP_PKEY *key, int64_t seconds,
+		      struct error *err)
 {
 	unsigned char serial[SERIAL_BYTES];
 	X509 *cert = X509_new();
@@ -114,14 +117,15 @@ static X509 *new_cert(const char *common_name, X509_NAME *issuer, EVP_PKEY *key,
 		bn = BN_bin2bn(serial, sizeof serial, NULL);
 		X509_NAME *name = X509_get_subject_name(cert);
 		/* a validity in the past must still begin before it ends */
-		long begin = -BACKDATE_SECONDS + (days < 0 ? (long)days * 86400 : 0);
+		long begin = -BACKDATE_SECONDS + (seconds < 0 ? (long)seconds : 0);
 		good = bn && BN_to_ASN1_INTEGER(bn, X509_get_serialNumber(cert)) &&
 		       X509_set_version(cert, X509_VERSION_3) &&
 		       X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_UTF8,
 						  (const unsigned char *)common_name, -1, -1, 0) &&
 		       X509_set_issuer_name(cert, issuer ? issuer : name) &&
 		       X509_gmtime_adj(X509_getm_notBefore(cert), begin) &&
-		       X509_time_adj_ex(X509_getm_notAfter(cert), days, 0, NULL) &&
+		       X509_time_adj_ex(X509_getm_notAfter(cert), (int)(seconds / DAY_SECONDS),
+					(long)(seconds % DAY_SECONDS), NULL) &&
 		       X509_set_pubkey(cert, key);
 	}
 	BN_free(bn);
@@ -140,7 +144,7 @@ int pki_init(const char *dir, int days, struct error *err)
 	CLEANUP_KEY EVP_PKEY *key = EVP_EC_gen("P-256");
 	if (!key)
 		return ssl_error(err, "making a key");
-	CLEANUP_CERT X509 *cert = new_cert("snmigrate CA", NULL, key, days, err);
+	CLEANUP_CERT X509 *cert = new_cert("snmigrate CA", NULL, key, days * (int64_t)DAY_SECONDS, err);
 	if (!cert)
 		return err ? err->code : -EIO;
 	rc = add_extension(cert, cert, NID_basic_constraints, "critical,CA:TRUE,pathlen:0", err);
@@ -206,6 +210,22 @@ static int alternative_names(const char *name, char *const *addresses, int n, ch
 	return 0;
 }
 
+static int add_host_extensions(X509 *cert, X509 *issuer, const char *names, struct error *err)
+{
+	static const struct {
+		int nid;
+		const char *value;
+	} extensions[] = {{NID_basic_constraints, "critical,CA:FALSE"},
+			  {NID_key_usage, "critical,digitalSignature"},
+			  {NID_ext_key_usage, "serverAuth,clientAuth"},
+			  {NID_subject_key_identifier, "hash"},
+			  {NID_authority_key_identifier, "keyid"}};
+	int rc = 0;
+	for (size_t i = 0; !rc && i < ARRAY_SIZE(extensions); i++)
+		rc = add_extension(cert, issuer, extensions[i].nid, extensions[i].value, err);
+	return rc ? rc : add_extension(cert, issuer, NID_subject_alt_name, names, err);
+}
+
 int pki_issue(const char *dir, const char *name, char *const *addresses, int naddresses, int days,
 	      struct error *err)
 {
@@ -225,22 +245,48 @@ int pki_issue(const char *dir, const char *name, char *const *addresses, int nad
 	CLEANUP_KEY EVP_PKEY *key = EVP_EC_gen("P-256");
 	if (!key)
 		return ssl_error(err, "making a key");
-	CLEANUP_CERT X509 *cert = new_cert(name, X509_get_subject_name(ca), key, days, err);
+	CLEANUP_CERT X509 *cert =
+		new_cert(name, X509_get_subject_name(ca), key, days * (int64_t)DAY_SECONDS, err);
 	if (!cert)
 		return err ? err->code : -EIO;
-	static const struct {
-		int nid;
-		const char *value;
-	} extensions[] = {{NID_basic_constraints, "critical,CA:FALSE"},
-			  {NID_key_usage, "critical,digitalSignature"},
-			  {NID_ext_key_usage, "serverAuth,clientAuth"},
-			  {NID_subject_key_identifier, "hash"},
-			  {NID_authority_key_identifier, "keyid"}};
-	for (size_t i = 0; !rc && i < ARRAY_SIZE(extensions); i++)
-		rc = add_extension(cert, ca, extensions[i].nid, extensions[i].value, err);
-	if (!rc)
-		rc = add_extension(cert, ca, NID_subject_alt_name, names, err);
+	rc = add_host_extensions(cert, ca, names, err);
 	if (!rc && !X509_sign(cert, ca_key, EVP_sha256()))
 		rc = ssl_error(err, "signing");
 	return rc < 0 ? rc : save_pair(dir, name, key, cert, err);
+}
+
+static int save_both(int dirfd, const char *file, EVP_PKEY *key, X509 *cert, struct error *err)
+{
+	BIO *bio = BIO_new(BIO_s_mem());
+	char *text = NULL;
+	if (!bio || PEM_write_bio_X509(bio, cert) != 1 ||
+	    PEM_write_bio_PrivateKey(bio, key, NULL, NULL, 0, NULL, NULL) != 1) {
+		BIO_free(bio);
+		return ssl_error(err, file);
+	}
+	long len = BIO_get_mem_data(bio, &text);
+	int rc = fs_write_file_at(dirfd, file, text, (size_t)len, 0600, err);
+	OPENSSL_cleanse(text, (size_t)len);
+	BIO_free(bio);
+	return rc;
+}
+
+int pki_self_signed(int dirfd, const char *file, const char *name, unsigned seconds, struct error *err)
+{
+	char names[HOST_NAMES_BYTES];
+	if (!name_chars_valid(name))
+		return error_set(err, EINVAL, "'%.64s' is not a host name", name);
+	int rc = alternative_names(name, NULL, 0, names, sizeof names, err);
+	if (rc < 0)
+		return rc;
+	CLEANUP_KEY EVP_PKEY *key = EVP_EC_gen("P-256");
+	if (!key)
+		return ssl_error(err, "making a key");
+	CLEANUP_CERT X509 *cert = new_cert(name, NULL, key, seconds, err);
+	if (!cert)
+		return err ? err->code : -EIO;
+	rc = add_host_extensions(cert, cert, names, err);
+	if (!rc && !X509_sign(cert, key, EVP_sha256()))
+		rc = ssl_error(err, "signing");
+	return rc < 0 ? rc : save_both(dirfd, file, key, cert, err);
 }

@@ -17,5 +17,11 @@ int pki_init(const char *dir, int days, struct error *err);
  * expired). */
 int pki_issue(const char *dir, const char *name, char *const *addresses, int naddresses, int days,
 	      struct error *err);
+/*
+ * A certificate and key of host `name` alone, signed by itself, for hosts that know its fingerprint
+ * (host/trust.h), as one file, which replaces the one that is there at once and durably, mode 0600. Valid for
+ * `seconds` from now, and from a day before.
+ */
+int pki_self_signed(int dirfd, const char *file, const char *name, unsigned seconds, struct error *err);
 
 #endif

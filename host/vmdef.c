@@ -23,7 +23,8 @@ static const char *const subcommands[] = {
 	"move",	    "cancel",	"resolve", "watch",  "pki",	  "help",   "version", "check",	    "plan",
 	"evacuate", "rehearse", "status",  "list",   "history",	  "pair",   "hosts",   "config",    "create",
 	"start",    "stop",	"pause",   "resume", "info",	  "delete", "console", "import",    "drain",
-	"balance",  "baseline", "compare", "set",    "bandwidth", "tune",   "partial", "dirty-rate"};
+	"balance",  "baseline", "compare", "set",    "bandwidth", "tune",   "partial", "dirty-rate",
+	"peers",    "unpair"};
 
 bool name_chars_valid(const char *name)
 {

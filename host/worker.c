@@ -18,7 +18,10 @@
 #include "host/exit.h"
 #include "host/fsutil.h"
 #include "host/recorder.h"
+#include "host/pair_codes.h"
+#include "host/pair_serve.h"
 #include "host/spawn.h"
+#include "host/trust.h"
 #include "net/preamble.h"
 
 /* The daemon's side of a snvmm --incoming (docs/design.md, "The control connection is a process"). */
@@ -34,6 +37,7 @@ struct worker {
 	struct daemon *daemon;
 	struct worker *next;
 	struct jsonl *link;
+	enum worker_kind kind;
 	char group[48];
 	char from[DAEMON_ADDRESS_CHARS];
 	pid_t pid;
@@ -181,9 +185,12 @@ static int admit(struct worker *w, json_t *request, struct error *err)
 	json_int_t memory = json_integer_value(json_object_get(request, "memory_bytes"));
 	if (w->admitted || !uuid || !vm_uuid_valid(uuid) || !name || !peer || epoch <= 0 || memory < 0)
 		return error_set(err, EPROTO, "malformed request for admission");
-	if (!host_config_peer(d->cfg, peer))
-		return error_set(err, EPERM, "host %.63s is not a peer of %s", peer, d->cfg->name);
-	int rc = check_name(d, name, uuid, err);
+	struct trust_peer trusted;
+	int rc = trust_peer_find(d->cfg, peer, &trusted, err);
+	if (!rc && !trusted.may_send)
+		rc = trust_refuse_send(d->cfg, &trusted, err);
+	if (!rc)
+		rc = check_name(d, name, uuid, err);
 	struct keeper *k = rc ? NULL : keeper_get(d, uuid, err);
 	if (!rc && !k)
 		rc = err->code;
@@ -264,13 +271,21 @@ static int take_tokens(struct worker *w, json_t *request, struct error *err)
 	return 0;
 }
 
-/* ---- its life
- * ---------------------------------------------------------------------------------------------- */
-
 static int answer(struct worker *w, int rc, const struct error *err)
 {
 	return rc < 0 ? jsonl_write_error(w->link, EXIT_REFUSED, err) : reply_ok(w->link, NULL);
 }
+
+static int pair(struct worker *w, json_t *request, struct error *err)
+{
+	if (w->kind != WORKER_PAIR)
+		return error_set(err, EPROTO, "this connection is not for pairing");
+	json_t *reply = pair_answer(w->daemon->cfg, w->daemon->codes, request, w->from, err);
+	return reply ? reply_ok(w->link, reply) : answer(w, err->code, err);
+}
+
+/* ---- its life
+ * ---------------------------------------------------------------------------------------------- */
 
 static void serve(struct worker *w)
 {
@@ -293,6 +308,8 @@ static void serve(struct worker *w)
 			rc = may_arrive(w, request, &refusals, &err);
 			rc = rc < 0 ? answer(w, rc, &err)
 				    : reply_ok(w->link, json_pack("{s:o}", "refusals", refusals));
+		} else if (!strcmp(cmd, "pair")) {
+			rc = pair(w, request, &err);
 		} else if (!strcmp(cmd, "tokens")) {
 			rc = answer(w, take_tokens(w, request, &err), &err);
 		} else if (!strcmp(cmd, "refused")) {
@@ -355,7 +372,8 @@ static int start(struct worker *w, int fd, struct error *err)
 		return rc;
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
 		return error_errno(err, errno, "socketpair");
-	const char *argv[] = {cfg->snvmm, "--incoming", "--config", cfg->path, NULL};
+	const char *argv[] = {cfg->snvmm, w->kind == WORKER_PAIR ? "--pair" : "--incoming",	"--config",
+			      cfg->path,  w->kind == WORKER_CONTROL_PAIRED ? "--paired" : NULL, NULL};
 	int fds[] = {fd, pair[1]};
 	struct spawn_options opt = {
 		.group = w->group, .argv = argv, .fds = fds, .nfds = 2, .log_path = log_path};
@@ -371,15 +389,18 @@ static int start(struct worker *w, int fd, struct error *err)
 }
 
 /* daemon->lock held. */
-static bool has_room(struct daemon *d, const char *from)
+static bool has_room(struct daemon *d, const char *from, enum worker_kind kind)
 {
-	unsigned same = 0;
-	for (const struct worker *w = d->workers; w; w = w->next)
+	unsigned same = 0, pairings = 0;
+	for (const struct worker *w = d->workers; w; w = w->next) {
 		same += !w->admitted && !strcmp(w->from, from);
-	return d->unproven < DAEMON_UNPROVEN_MAX && same < DAEMON_UNPROVEN_MAX / DAEMON_SHARE_OF_ONE;
+		pairings += w->kind == WORKER_PAIR;
+	}
+	return d->unproven < DAEMON_UNPROVEN_MAX && same < DAEMON_UNPROVEN_MAX / DAEMON_SHARE_OF_ONE &&
+	       (kind != WORKER_PAIR || pairings < DAEMON_PAIRINGS_MAX);
 }
 
-void worker_start(struct daemon *d, int fd, const char *from)
+void worker_start(struct daemon *d, int fd, const char *from, enum worker_kind kind)
 {
 	CLEANUP_FD int conn = fd;
 	struct error err = ERROR_INIT;
@@ -388,9 +409,10 @@ void worker_start(struct daemon *d, int fd, const char *from)
 		return;
 	w->daemon = d;
 	w->pidfd = -1;
+	w->kind = kind;
 	pthread_mutex_lock(&d->lock);
 	snprintf(w->from, sizeof w->from, "%s", from);
-	bool room = has_room(d, from);
+	bool room = has_room(d, from, kind);
 	if (room)
 		d->unproven++;
 	snprintf(w->group, sizeof w->group, "connection-%d-%u", (int)getpid(), d->next_connection++);

@@ -27,7 +27,24 @@ int tls_context_check_name(struct tls_context *ctx, const char *name, struct err
  * the person who waits there; a server that hangs up could not. */
 int tls_context_create_server(const char *ca_path, const char *cert_path, const char *key_path,
 			      struct tls_context **out, struct error *err);
+/*
+ * Without a CA: who is believed is the caller's to say. The other side has proved that its certificate's key
+ * is its own, and the certificate is in date; `judge` says whether that certificate is the one wanted, -errno
+ * with the sentence if not. Called within handshakes, from their threads. Of this side's own certificate the
+ * dates are checked here unless it only accepts.
+ */
+struct tls_claim {
+	const char *fingerprint;   /* SHA-256 of the certificate, hex */
+	const char *names;	   /* "host1, host2" or "none"; printable */
+	const char *expected_name; /* of conn_tls_connect; "" when accepting */
+};
+typedef int (*tls_judge_fn)(void *opaque, const struct tls_claim *claim, struct error *err);
+int tls_context_create_judged(const char *cert_path, const char *key_path, bool only_accepts,
+			      tls_judge_fn judge, void *opaque, struct tls_context **out, struct error *err);
 void tls_context_free(struct tls_context *ctx);
+/* SHA-256 in hex, and the end of the validity (seconds since 1970), of a certificate file. */
+int tls_certificate_file(const char *path, char fingerprint[65], int64_t *not_before, int64_t *not_after,
+			 char *names, size_t names_size, struct error *err);
 
 /* Takes the fd over (closed on error too). No TLS. */
 int conn_from_fd(int fd, struct conn **out, struct error *err);
@@ -47,11 +64,17 @@ int conn_tls_accept(int fd, struct tls_context *ctx, unsigned timeout_ms, struct
  * for the conn's life. */
 const char *conn_peer_name(const struct conn *conn);
 const char *conn_peer_fingerprint(const struct conn *conn);
+/* When its validity ends, seconds since 1970; 0 for plain. */
+int64_t conn_peer_not_after(const struct conn *conn);
 /* Likewise of this side's own certificate. */
 const char *conn_own_fingerprint(const struct conn *conn);
 /* True if the peer's certificate carries the DNS SAN `name` (any of its SANs). False for plain. */
 bool conn_peer_has_name(const struct conn *conn, const char *name);
 bool conn_is_tls(const struct conn *conn);
+/* 32 bytes that only the two ends of this TLS session can know (RFC 8446, 7.5); they do not cover the
+ * client's certificate. */
+#define CONN_EXPORTED_BYTES 32
+int conn_export(struct conn *conn, const char *label, uint8_t out[CONN_EXPORTED_BYTES], struct error *err);
 int conn_fd(const struct conn *conn);
 
 /*
@@ -77,6 +100,8 @@ uint64_t conn_bytes_received(const struct conn *conn);
 
 /* TCP with TCP_NODELAY, TCP_USER_TIMEOUT = timeout_ms; address "HOST:PORT" or "[V6]:PORT". Returns an fd. */
 int net_connect(const char *address, unsigned timeout_ms, struct error *err);
+/* From the host part of `local` ("" = whatever the kernel takes), if that is of the same family. */
+int net_connect_from(const char *local, const char *address, unsigned timeout_ms, struct error *err);
 /* Returns a listening fd (SO_REUSEADDR). */
 int net_listen(const char *address, int backlog, struct error *err);
 

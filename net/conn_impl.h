@@ -18,6 +18,8 @@ struct tls_context {
 	SSL_CTX *ssl_ctx;
 	char *ca_path, *cert_path;
 	char own_names[PEER_NAME_BYTES];
+	tls_judge_fn judge; /* NULL: the CA judges */
+	void *judge_opaque;
 };
 
 struct conn {
@@ -33,7 +35,7 @@ struct conn {
 	pthread_mutex_t ssl_lock;
 	uint8_t *gather;		 /* the writer's: TLS_RECORD_BYTES to join small pieces */
 	uint64_t bytes_since_key_update; /* the writer's */
-	bool is_server, handshake_done, read_anything;
+	bool is_server, judged, handshake_done, read_anything;
 	bool bio_eof;
 	int bio_errno; /* of the failed socket call below OpenSSL */
 	char *ca_path, *cert_path, *expected_name;

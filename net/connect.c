@@ -91,7 +91,25 @@ static int await_connect(int fd, uint64_t deadline_ns)
 	}
 }
 
-static int connect_one(const struct addrinfo *ai, unsigned timeout_ms, uint64_t deadline_ns, int *out)
+/* Any port of it. 0 or positive errno. */
+static int bind_local(int fd, const struct addrinfo *local, int family)
+{
+	struct sockaddr_storage addr;
+
+	while (local && local->ai_family != family)
+		local = local->ai_next;
+	if (!local)
+		return 0;
+	memcpy(&addr, local->ai_addr, local->ai_addrlen);
+	if (family == AF_INET)
+		((struct sockaddr_in *)&addr)->sin_port = 0;
+	else if (family == AF_INET6)
+		((struct sockaddr_in6 *)&addr)->sin6_port = 0;
+	return bind(fd, (struct sockaddr *)&addr, local->ai_addrlen) == 0 ? 0 : errno;
+}
+
+static int connect_one(const struct addrinfo *ai, const struct addrinfo *local, unsigned timeout_ms,
+		       uint64_t deadline_ns, int *out)
 {
 	CLEANUP_FD int fd = socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	int one = 1, e;
@@ -101,6 +119,9 @@ static int connect_one(const struct addrinfo *ai, unsigned timeout_ms, uint64_t 
 	(void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
 	if (timeout_ms)
 		(void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout_ms, sizeof timeout_ms);
+	e = bind_local(fd, local, ai->ai_family);
+	if (e)
+		return e;
 	if (connect(fd, ai->ai_addr, ai->ai_addrlen) < 0) {
 		if (errno != EINPROGRESS && errno != EINTR)
 			return errno;
@@ -114,21 +135,31 @@ static int connect_one(const struct addrinfo *ai, unsigned timeout_ms, uint64_t 
 
 int net_connect(const char *address, unsigned timeout_ms, struct error *err)
 {
-	uint64_t deadline = timeout_ms ? clock_now_ns() + (uint64_t)timeout_ms * 1000000 : 0;
-	struct addrinfo *list = NULL;
-	int fd = -1, e = EHOSTUNREACH;
-	int ret = resolve(address, 0, &list, err);
+	return net_connect_from("", address, timeout_ms, err);
+}
 
+int net_connect_from(const char *local, const char *address, unsigned timeout_ms, struct error *err)
+{
+	uint64_t deadline = timeout_ms ? clock_now_ns() + (uint64_t)timeout_ms * 1000000 : 0;
+	struct addrinfo *list = NULL, *own = NULL;
+	int fd = -1, e = EHOSTUNREACH;
+	int ret = *local ? resolve(local, 0, &own, err) : 0;
+
+	if (ret == 0)
+		ret = resolve(address, 0, &list, err);
+	for (struct addrinfo *ai = list; ret == 0 && ai && fd < 0; ai = ai->ai_next)
+		e = connect_one(ai, own, timeout_ms, deadline, &fd);
+	if (own)
+		freeaddrinfo(own);
 	if (ret < 0)
 		return ret;
-	for (struct addrinfo *ai = list; ai && fd < 0; ai = ai->ai_next)
-		e = connect_one(ai, timeout_ms, deadline, &fd);
 	freeaddrinfo(list);
 	if (fd >= 0)
 		return fd;
 	if (e == ETIMEDOUT)
 		return error_set(err, e, "cannot connect to %s: no answer within %u ms", address, timeout_ms);
-	return error_errno(err, e, "cannot connect to %s", address);
+	return *local ? error_errno(err, e, "cannot connect to %s from %s", address, local)
+		      : error_errno(err, e, "cannot connect to %s", address);
 }
 
 int net_listen(const char *address, int backlog, struct error *err)

@@ -14,16 +14,27 @@
 
 #define PREFIX "SNMIGRATE/1 "
 
-static const char *const channel_names[] = {
-	[CHANNEL_CONTROL] = "control", [CHANNEL_MEMORY] = "memory", [CHANNEL_DISK] = "disk"};
+static const char *const channel_names[] = {[CHANNEL_CONTROL] = "control",
+					    [CHANNEL_MEMORY] = "memory",
+					    [CHANNEL_DISK] = "disk",
+					    [CHANNEL_PAIR] = "pair"};
 
 const char *channel_name(enum channel channel)
 {
 	return (size_t)channel < ARRAY_SIZE(channel_names) ? channel_names[channel] : "unknown";
 }
 
-static bool token_valid(const char *p, size_t len)
+static bool is_word(const char *p, size_t len, const char *word)
 {
+	return strlen(word) == len && memcmp(p, word, len) == 0;
+}
+
+static bool token_valid(enum channel channel, const char *p, size_t len)
+{
+	if (channel == CHANNEL_CONTROL)
+		return is_word(p, len, PREAMBLE_BY_CA) || is_word(p, len, PREAMBLE_BY_PAIRING);
+	if (channel == CHANNEL_PAIR)
+		return is_word(p, len, "-");
 	if (len != TOKEN_HEX_CHARS)
 		return false;
 	for (size_t i = 0; i < len; i++) {
@@ -56,13 +67,13 @@ int preamble_parse(const char *line, size_t len, struct preamble *out, struct er
 	token = space + 1;
 	token_len = len - (size_t)(token - line);
 	for (i = 0; i < ARRAY_SIZE(channel_names); i++) {
-		if (strlen(channel_names[i]) == channel_len &&
-		    memcmp(channel_names[i], channel, channel_len) == 0)
+		if (is_word(channel, channel_len, channel_names[i]))
 			break;
 	}
 	if (i == ARRAY_SIZE(channel_names))
-		return error_set(err, EPROTO, "preamble names no known channel (control, memory or disk)");
-	if (i == CHANNEL_CONTROL ? !(token_len == 1 && *token == '-') : !token_valid(token, token_len))
+		return error_set(err, EPROTO,
+				 "preamble names no known channel (control, memory, disk or pair)");
+	if (!token_valid((enum channel)i, token, token_len))
 		return error_set(err, EPROTO, "preamble of a %s channel has a malformed token",
 				 channel_names[i]);
 	*out = (struct preamble){.channel = (enum channel)i};

@@ -12,11 +12,16 @@
 #define PREAMBLE_TIMEOUT_MS 5000
 #define TOKEN_HEX_CHARS	    32 /* 128 random bits */
 
-enum channel { CHANNEL_CONTROL, CHANNEL_MEMORY, CHANNEL_DISK };
+enum channel { CHANNEL_CONTROL, CHANNEL_MEMORY, CHANNEL_DISK, CHANNEL_PAIR };
+
+/* Instead of a token: of a control channel, by which certificates both sides prove themselves (host/trust.h).
+ */
+#define PREAMBLE_BY_CA	    "-"
+#define PREAMBLE_BY_PAIRING "paired"
 
 struct preamble {
 	enum channel channel;
-	char token[TOKEN_HEX_CHARS + 1]; /* "-" for control */
+	char token[TOKEN_HEX_CHARS + 1]; /* control: one of the two above; pair: "-" */
 };
 
 const char *channel_name(enum channel channel);

@@ -139,7 +139,9 @@ static int tls_describe(struct conn *conn, int ssl_error, struct error *err)
 	const char *when = conn->handshake_done ? "TLS" : "TLS handshake";
 	unsigned long queued = ERR_peek_error();
 	int reason = ERR_GET_LIB(queued) == ERR_LIB_SSL ? ERR_GET_REASON(queued) : 0;
-	const char *alert = certificate_alert(reason);
+	const char *alert = conn->judged && reason == SSL_R_TLSV1_ALERT_UNKNOWN_CA
+				    ? "this host is not paired there, or not any more (alert unknown_ca)"
+				    : certificate_alert(reason);
 	char text[160];
 
 	if (conn->verify_code)
@@ -149,6 +151,8 @@ static int tls_describe(struct conn *conn, int ssl_error, struct error *err)
 				 conn->cert_path, conn->own_names, alert);
 	if (reason == SSL_R_TLSV13_ALERT_CERTIFICATE_REQUIRED)
 		return error_set(err, EACCES, "%s: the peer demands a certificate and we sent none", when);
+	if (reason == SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE && conn->judged)
+		return error_set(err, EKEYREJECTED, "%s: the peer sent no certificate", when);
 	if (reason == SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE)
 		return error_set(err, EKEYREJECTED,
 				 "%s: the peer sent no certificate (one issued by the CA in %s is needed)",
@@ -283,6 +287,7 @@ static int tls_prepare(struct conn *conn, struct tls_context *ctx, const char *e
 	    (expected_name && !conn->expected_name))
 		return error_errno(err, ENOMEM, "TLS connection");
 	memcpy(conn->own_names, ctx->own_names, sizeof conn->own_names);
+	conn->judged = ctx->judge != NULL;
 	bio = BIO_new(bio_method);
 	if (!bio)
 		return error_errno(err, ENOMEM, "TLS connection");
@@ -290,7 +295,7 @@ static int tls_prepare(struct conn *conn, struct tls_context *ctx, const char *e
 	BIO_set_init(bio, 1);
 	SSL_set_bio(conn->ssl, bio, bio);
 	SSL_set_app_data(conn->ssl, conn);
-	if (expected_name) {
+	if (expected_name && !ctx->judge) {
 		SSL_set_hostflags(conn->ssl, TLS_HOST_FLAGS);
 		/* An empty name would switch the check off. */
 		if (!*expected_name || SSL_set1_host(conn->ssl, expected_name) != 1)
@@ -382,4 +387,20 @@ bool conn_peer_has_name(const struct conn *conn, const char *name)
 {
 	return conn->peer_cert && *name &&
 	       X509_check_host(conn->peer_cert, name, strlen(name), TLS_HOST_FLAGS, NULL) == 1;
+}
+
+int64_t conn_peer_not_after(const struct conn *conn)
+{
+	return conn->peer_cert ? tls_certificate_not_after(conn->peer_cert) : 0;
+}
+
+int conn_export(struct conn *conn, const char *label, uint8_t out[CONN_EXPORTED_BYTES], struct error *err)
+{
+	if (!conn->ssl)
+		return error_set(err, EINVAL, "%s: the connection is not TLS", label);
+	SCOPE_LOCK(&conn->ssl_lock);
+	if (SSL_export_keying_material(conn->ssl, out, CONN_EXPORTED_BYTES, label, strlen(label), NULL, 0,
+				       0) != 1)
+		return error_set(err, EIO, "%s: TLS gives no key", label);
+	return 0;
 }

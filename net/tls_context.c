@@ -12,7 +12,8 @@
 #include "net/conn_impl.h"
 #include "net/tls.h"
 
-#define NAME_TEXT_BYTES 160
+#define NAME_TEXT_BYTES		      160
+#define JUDGED_CERTIFICATES_MAX_BYTES 16384
 
 static void make_printable(char *s)
 {
@@ -70,6 +71,18 @@ void tls_certificate_fingerprint(X509 *cert, char hex[65])
 		return;
 	for (unsigned i = 0; i < len; i++)
 		snprintf(hex + 2 * i, 3, "%02x", digest[i]);
+}
+
+static int64_t seconds(const ASN1_TIME *t)
+{
+	struct tm tm;
+
+	return t && ASN1_TIME_to_tm(t, &tm) == 1 ? (int64_t)timegm(&tm) : 0;
+}
+
+int64_t tls_certificate_not_after(X509 *cert)
+{
+	return seconds(X509_get0_notAfter(cert));
 }
 
 static void time_text(const ASN1_TIME *t, char *buf, size_t size)
@@ -132,6 +145,47 @@ static int verify_callback(int ok, X509_STORE_CTX *store)
 		snprintf(conn->verify_message, sizeof conn->verify_message, "%s (name %s) is refused: %s",
 			 which, names, X509_verify_cert_error_string(code));
 	}
+	return 0;
+}
+
+/* In the place of OpenSSL's own verification: dates, then whoever made the context. */
+static int judge_callback(X509_STORE_CTX *store, void *opaque)
+{
+	struct tls_context *ctx = opaque;
+	SSL *ssl = X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx());
+	struct conn *conn = ssl ? SSL_get_app_data(ssl) : NULL;
+	X509 *leaf = X509_STORE_CTX_get0_cert(store);
+	char names[NAME_TEXT_BYTES], fingerprint[65], date[40];
+	int verdict = X509_V_OK;
+
+	if (!conn || !leaf) {
+		X509_STORE_CTX_set_error(store, X509_V_ERR_UNSPECIFIED);
+		return 0;
+	}
+	tls_certificate_names(leaf, names, sizeof names);
+	tls_certificate_fingerprint(leaf, fingerprint);
+	struct error why = ERROR_INIT;
+	struct tls_claim claim = {
+		.fingerprint = fingerprint, .names = names, .expected_name = conn->expected_name ?: ""};
+	/* Whose certificate it is comes first: that of a stranger is no more welcome when it is in date. */
+	if (ctx->judge(ctx->judge_opaque, &claim, &why) < 0) {
+		verdict = X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY; /* alert unknown_ca */
+	} else if (X509_cmp_current_time(X509_get0_notAfter(leaf)) < 0) {
+		verdict = X509_V_ERR_CERT_HAS_EXPIRED;
+		time_text(X509_get0_notAfter(leaf), date, sizeof date);
+		error_set(&why, EKEYEXPIRED, "the peer's certificate (name %s) expired on %s", names, date);
+	} else if (X509_cmp_current_time(X509_get0_notBefore(leaf)) > 0) {
+		verdict = X509_V_ERR_CERT_NOT_YET_VALID;
+		time_text(X509_get0_notBefore(leaf), date, sizeof date);
+		error_set(&why, EKEYREJECTED,
+			  "the peer's certificate (name %s) is not valid before %s; are both clocks right?",
+			  names, date);
+	}
+	X509_STORE_CTX_set_error(store, verdict);
+	if (verdict == X509_V_OK)
+		return 1;
+	conn->verify_code = why.code ? why.code : -EKEYREJECTED;
+	snprintf(conn->verify_message, sizeof conn->verify_message, "%s", why.message);
 	return 0;
 }
 
@@ -301,16 +355,13 @@ int tls_context_check_name(struct tls_context *ctx, const char *name, struct err
 	return error_set(err, EKEYREJECTED, "the certificate is for %s, not for %s", names, name);
 }
 
-static int context_create(const char *ca_path, const char *cert_path, const char *key_path, bool in_date,
-			  struct tls_context **out, struct error *err)
+/* All but the certificates. */
+static int context_new(const char *ca_path, const char *cert_path, struct tls_context **out,
+		       struct error *err)
 {
-	struct error local = ERROR_INIT;
 	struct tls_context *ctx = calloc(1, sizeof *ctx);
-	int ret;
 
 	*out = NULL;
-	if (!err)
-		err = &local;
 	if (!ctx)
 		return error_errno(err, ENOMEM, "TLS context");
 	/* A thread may still be closing a connection when the process exits: OpenSSL must not clean up under
@@ -334,17 +385,38 @@ static int context_create(const char *ca_path, const char *cert_path, const char
 	SSL_CTX_set_read_ahead(ctx->ssl_ctx, 1);
 	SSL_CTX_set_default_read_buffer_len(ctx->ssl_ctx, 4 * TLS_RECORD_BYTES);
 	SSL_CTX_set_verify(ctx->ssl_ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, verify_callback);
-	ret = load_ca(ctx, ca_path, err);
-	if (ret == 0)
-		ret = load_certificate(ctx, cert_path, in_date, err);
-	if (ret == 0)
-		ret = load_key(ctx, key_path, cert_path, err);
-	if (ret < 0) {
-		tls_context_free(ctx);
-		return ret;
-	}
 	*out = ctx;
 	return 0;
+}
+
+static int load_own(struct tls_context *ctx, const char *cert_path, const char *key_path, bool in_date,
+		    struct error *err)
+{
+	int ret = load_certificate(ctx, cert_path, in_date, err);
+
+	return ret ? ret : load_key(ctx, key_path, cert_path, err);
+}
+
+static int context_create(const char *ca_path, const char *cert_path, const char *key_path, bool in_date,
+			  struct tls_context **out, struct error *err)
+{
+	struct error local = ERROR_INIT;
+	struct tls_context *ctx;
+	int ret;
+
+	if (!err)
+		err = &local;
+	ret = context_new(ca_path, cert_path, &ctx, err);
+	if (ret == 0)
+		ret = load_ca(ctx, ca_path, err);
+	if (ret == 0)
+		ret = load_own(ctx, cert_path, key_path, in_date, err);
+	if (ret < 0) {
+		tls_context_free(ctx);
+		ctx = NULL;
+	}
+	*out = ctx;
+	return ret;
 }
 
 int tls_context_create(const char *ca_path, const char *cert_path, const char *key_path,
@@ -357,6 +429,55 @@ int tls_context_create_server(const char *ca_path, const char *cert_path, const 
 			      struct tls_context **out, struct error *err)
 {
 	return context_create(ca_path, cert_path, key_path, false, out, err);
+}
+
+int tls_context_create_judged(const char *cert_path, const char *key_path, bool only_accepts,
+			      tls_judge_fn judge, void *opaque, struct tls_context **out, struct error *err)
+{
+	struct error local = ERROR_INIT;
+	struct tls_context *ctx;
+	int ret;
+
+	if (!err)
+		err = &local;
+	ret = context_new("", cert_path, &ctx, err);
+	if (ret == 0) {
+		ctx->judge = judge;
+		ctx->judge_opaque = opaque;
+		SSL_CTX_set_cert_verify_callback(ctx->ssl_ctx, judge_callback, ctx);
+		/* one certificate is all that is looked at */
+		SSL_CTX_set_max_cert_list(ctx->ssl_ctx, JUDGED_CERTIFICATES_MAX_BYTES);
+		ret = load_own(ctx, cert_path, key_path, !only_accepts, err);
+	}
+	if (ret < 0) {
+		tls_context_free(ctx);
+		ctx = NULL;
+	}
+	*out = ctx;
+	return ret;
+}
+
+int tls_certificate_file(const char *path, char fingerprint[65], int64_t *not_before, int64_t *not_after,
+			 char *names, size_t names_size, struct error *err)
+{
+	struct error local = ERROR_INIT;
+	BIO *bio = open_pem("certificate", path, err ? err : &local);
+
+	if (!bio)
+		return err ? err->code : local.code;
+	ERR_clear_error();
+	X509 *cert = PEM_read_bio_X509(bio, NULL, NULL, NULL);
+	int ret = cert ? 0 : pem_failure("certificate", path, "certificate", err);
+	if (cert) {
+		tls_certificate_fingerprint(cert, fingerprint);
+		*not_before = seconds(X509_get0_notBefore(cert));
+		*not_after = tls_certificate_not_after(cert);
+		tls_certificate_names(cert, names, names_size);
+	}
+	X509_free(cert);
+	BIO_free(bio);
+	ERR_clear_error();
+	return ret;
 }
 
 void tls_context_free(struct tls_context *ctx)

@@ -16,19 +16,14 @@
 static const struct {
 	const char *name;
 	int (*run)(struct snmigrate *s, int argc, char **argv);
-} subcommands[] = {{"move", snmigrate_move},
-		   {"watch", snmigrate_watch},
-		   {"tune", snmigrate_tune},
-		   {"dirty-rate", snmigrate_dirty_rate},
-		   {"cancel", snmigrate_cancel},
-		   {"resolve", snmigrate_resolve},
-		   {"partial", snmigrate_partial},
-		   {"check", snmigrate_check},
-		   {"baseline", snmigrate_baseline},
-		   {"rehearse", snmigrate_rehearse},
-		   {"history", snmigrate_history},
-		   {"status", snmigrate_status},
-		   {"pki", snmigrate_pki}};
+} subcommands[] = {{"move", snmigrate_move},	     {"watch", snmigrate_watch},
+		   {"tune", snmigrate_tune},	     {"dirty-rate", snmigrate_dirty_rate},
+		   {"cancel", snmigrate_cancel},     {"resolve", snmigrate_resolve},
+		   {"partial", snmigrate_partial},   {"check", snmigrate_check},
+		   {"baseline", snmigrate_baseline}, {"rehearse", snmigrate_rehearse},
+		   {"history", snmigrate_history},   {"status", snmigrate_status},
+		   {"pair", snmigrate_pair},	     {"peers", snmigrate_peers},
+		   {"unpair", snmigrate_unpair},     {"pki", snmigrate_pki}};
 
 static void usage(FILE *out)
 {
@@ -103,6 +98,14 @@ static void usage(FILE *out)
 	      "       snmigrate partial list [--json]        what this host keeps of moves to it that "
 	      "failed\n"
 	      "       snmigrate partial delete VM            deletes it\n"
+	      "       snmigrate pair [--valid TIME] [--json] print a code for another host, good once, for "
+	      "10m\n"
+	      "       snmigrate pair ADDRESS CODE [--json]   there: trust one another\n"
+	      "       snmigrate peers [--json]               hosts that are trusted, and what they may\n"
+	      "       snmigrate peers set HOST CHANGE...     +send -send +receive -receive +administer "
+	      "-administer\n"
+	      "                                              address=ADDRESS: of a paired host\n"
+	      "       snmigrate unpair HOST [--force]        trust it no longer\n"
 	      "       snmigrate pki init DIR [--days N]      make a certificate authority\n"
 	      "       snmigrate pki issue DIR NAME ADDRESS... [--days N]\n"
 	      "                                              make the certificate of a host\n"

@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "host/exit.h"
 #include "host/jsonl.h"
+#include "host/pair_serve.h"
 #include "host/registry.h"
 #include "vmm/control.h"
 #include "vmm/move.h"
@@ -24,7 +25,9 @@
 static void usage(FILE *out)
 {
 	fputs("Usage: snvmm --config FILE --vm NAME [--paused] [--forced]\n"
-	      "       snvmm --config FILE --incoming      (connection on descriptor 3, daemon on 4)\n"
+	      "       snvmm --config FILE --incoming [--paired]\n"
+	      "       snvmm --config FILE --pair          (these two: connection on descriptor 3, daemon on "
+	      "4)\n"
 	      "       snvmm --config FILE --check-image FOLDER IMAGE [BELOW...]\n"
 	      "       snvmm --describe-cpu\n"
 	      "\n"
@@ -34,6 +37,8 @@ static void usage(FILE *out)
 	      "  --paused        do not start its processors\n"
 	      "  --forced        after resolve --run-here: do not ask the other host first\n"
 	      "  --incoming      serve one control connection: a question, or an arriving VM\n"
+	      "  --paired        the other side proves itself as a paired host, not by the CA\n"
+	      "  --pair          serve one host that wants to be paired with this one\n"
 	      "  --check-image   open a qcow2 image, and the files below it, and say what is wrong with it\n"
 	      "  --describe-cpu  print what guests see of this host's processor, as JSON\n"
 	      "  --help, --version\n",
@@ -125,7 +130,22 @@ static int run_vm(const struct host_config *cfg, const char *name, bool paused, 
 	return status;
 }
 
-static int run_incoming(const struct host_config *cfg)
+static int run_pairing(const struct host_config *cfg)
+{
+	struct error err = ERROR_INIT;
+	/* Whatever the other side does and wherever this hangs: it is over after that. */
+	alarm(2 * PAIR_TIMEOUT_MS / 1000);
+	fcntl(CONNECTION_FD, F_SETFD, FD_CLOEXEC);
+	fcntl(DAEMON_FD, F_SETFD, FD_CLOEXEC);
+	struct jsonl *daemon = jsonl_from_fd(DAEMON_FD);
+	int rc = daemon ? pair_serve(cfg, CONNECTION_FD, daemon, &err) : error_errno(&err, ENOMEM, "pairing");
+	if (rc < 0)
+		log_warn("pairing: %s", err.message);
+	jsonl_close(daemon);
+	return rc < 0 ? 1 : 0;
+}
+
+static int run_incoming(const struct host_config *cfg, bool paired)
 {
 	struct vm vm;
 	struct error err = ERROR_INIT;
@@ -144,7 +164,7 @@ static int run_incoming(const struct host_config *cfg)
 		log_error("%s", err.message);
 		return 1;
 	}
-	rc = move_destination_serve(&vm, CONNECTION_FD, daemon, &became_owner, &err);
+	rc = move_destination_serve(&vm, CONNECTION_FD, daemon, paired, &became_owner, &err);
 	if (rc)
 		log_warn("%s", err.message);
 	if (became_owner) {
@@ -199,11 +219,12 @@ int main(int argc, char **argv)
 	static const struct option options[] = {
 		{"config", required_argument, NULL, 'c'}, {"vm", required_argument, NULL, 'v'},
 		{"incoming", no_argument, NULL, 'i'},	  {"paused", no_argument, NULL, 'p'},
-		{"forced", no_argument, NULL, 'f'},	  {"check-image", required_argument, NULL, 'k'},
+		{"paired", no_argument, NULL, 'P'},
+		{"pair", no_argument, NULL, 'a'},	  {"forced", no_argument, NULL, 'f'},	  {"check-image", required_argument, NULL, 'k'},
 		{"describe-cpu", no_argument, NULL, 'd'}, {"help", no_argument, NULL, 'h'},
 		{"version", no_argument, NULL, 'V'},	  {0}};
 	const char *config = NULL, *name = NULL, *check_in = NULL;
-	bool incoming = false, paused = false, forced = false, cpu = false;
+	bool incoming = false, paired = false, pair = false, paused = false, forced = false, cpu = false;
 	int c;
 	log_init("snvmm");
 	signal(SIGPIPE, SIG_IGN);
@@ -218,6 +239,12 @@ int main(int argc, char **argv)
 			break;
 		case 'i':
 			incoming = true;
+			break;
+		case 'P':
+			paired = true;
+			break;
+		case 'a':
+			pair = true;
 			break;
 		case 'p':
 			paused = true;
@@ -247,7 +274,7 @@ int main(int argc, char **argv)
 	if (config && check_in && !name && !incoming && optind < argc)
 		return check_image(check_in, argv[optind], (const char *const *)&argv[optind + 1],
 				   (unsigned)(argc - optind - 1));
-	if (!config || cpu || check_in || !name == !incoming || optind != argc) {
+	if (!config || cpu || check_in || !!name + incoming + pair != 1 || (paired && !incoming) || optind != argc) {
 		usage(stderr);
 		return EXIT_USAGE;
 	}
@@ -257,8 +284,10 @@ int main(int argc, char **argv)
 		log_error("%s", err.message);
 		return EXIT_REFUSED;
 	}
-	log_set_subject(name ? name : "arrival");
-	int status = incoming ? run_incoming(cfg) : run_vm(cfg, name, paused, forced);
+	log_set_subject(name ? name : pair ? "pairing" : "arrival");
+	int status = pair	? run_pairing(cfg)
+		     : incoming ? run_incoming(cfg, paired)
+				: run_vm(cfg, name, paused, forced);
 	host_config_free(cfg);
 	return status;
 }

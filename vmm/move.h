@@ -119,11 +119,11 @@ bool move_source_is_paging(struct vm *vm);
 
 /*
  * Serves one control connection (fd, taken over) that the daemon passed on; `daemon` is the stream to it (may
- * die). Answers a question and returns 0 with *became_owner false, or receives a VM into vm: then
- * *became_owner is true and the VM belongs to this process. On failure everything that the arrival made has
- * been removed.
+ * die); `paired`: the other side proves itself as a paired host, not by the CA. Answers a question and
+ * returns 0 with *became_owner false, or receives a VM into vm: then *became_owner is true and the VM belongs
+ * to this process. On failure everything that the arrival made has been removed.
  */
-int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool *became_owner,
+int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool paired, bool *became_owner,
 			   struct error *err);
 /* vm->lock held. An object while it arrives, else null. New reference. */
 json_t *move_arrival_describe(struct vm *vm);

@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "host/ask.h"
 #include "host/exit.h"
+#include "host/trust.h"
 #include "vmm/control.h"
 #include "vmm/move_destination_hash.h"
 
@@ -420,6 +421,8 @@ static int hello_ok(struct arrival *a, struct error *err)
 				    json_pack("[s, s]", a->postcopy_token[0], a->postcopy_token[1]));
 	else if (o && error_is_set(&a->postcopy_refused))
 		json_object_set_new(o, "postcopy_refused", jsonl_text(a->postcopy_refused.message));
+	if (o && *a->vm->cfg->migration_address)
+		json_object_set_new(o, "data_address", json_string(a->vm->cfg->migration_address));
 	int rc = move_link_send(a->link, FRAME_HELLO_OK, o, err);
 	json_decref(o);
 	return rc;
@@ -477,9 +480,9 @@ static int answer_question(struct arrival *a, struct conn *conn, struct frame *a
 	return rc;
 }
 
-/* A host of the same CA that no [peer] names hears why, so that the person at its keyboard does. Its frames
- * are read for the epoch alone. */
-static void refuse_stranger(struct arrival *a, struct conn *conn)
+/* A host of the same CA that no [peer] names, or one that is refused by name, hears why, so that the person
+ * at its keyboard does. Its frames are read for the epoch alone. */
+static void refuse_stranger(struct arrival *a, struct conn *conn, bool paired)
 {
 	struct frame f = {0};
 	uint64_t deadline = clock_now_ms() + PROOF_TIMEOUT_MS;
@@ -490,8 +493,13 @@ static void refuse_stranger(struct arrival *a, struct conn *conn)
 		if (!hello)
 			continue;
 		char reason[256];
-		snprintf(reason, sizeof reason, "no [peer] of host %s has the name of your certificate, %s",
-			 a->vm->cfg->name, conn_peer_name(conn));
+		if (paired || host_config_peer_denied(a->vm->cfg, conn_peer_name(conn)))
+			snprintf(reason, sizeof reason, "host %s is refused by host %s", conn_peer_name(conn),
+				 a->vm->cfg->name);
+		else
+			snprintf(reason, sizeof reason,
+				 "no [peer] of host %s has the name of your certificate, %s",
+				 a->vm->cfg->name, conn_peer_name(conn));
 		json_t *o = json_pack("{s:s}", "reason", reason);
 		frame_send_json(conn, FRAME_REFUSE, epoch, o, PROOF_TIMEOUT_MS, NULL);
 		json_decref(o);
@@ -501,11 +509,11 @@ static void refuse_stranger(struct arrival *a, struct conn *conn)
 	frame_release(&f);
 }
 
-static int serve(struct arrival *a, int fd, bool *became_owner, struct error *err)
+static int serve(struct arrival *a, int fd, bool paired, bool *became_owner, struct error *err)
 {
 	struct vm *vm = a->vm;
 	struct conn *conn = NULL;
-	int rc = tls_context_create_server(vm->cfg->ca, vm->cfg->cert, vm->cfg->key, &a->tls, err);
+	int rc = trust_server_context(vm->cfg, paired, &a->tls, err);
 	if (rc) {
 		close(fd);
 		return rc;
@@ -513,19 +521,15 @@ static int serve(struct arrival *a, int fd, bool *became_owner, struct error *er
 	rc = conn_tls_accept(fd, a->tls, PROOF_TIMEOUT_MS, &conn, err);
 	if (rc)
 		return rc;
-	const struct host_peer *peer = NULL;
-	for (unsigned i = 0; i < vm->cfg->npeers && !peer; i++)
-		if (conn_peer_has_name(conn, vm->cfg->peers[i].name))
-			peer = &vm->cfg->peers[i];
-	if (!peer) {
-		rc = error_set(err, EPERM, "certificate of %s: no [peer] of %s has that name",
-			       conn_peer_name(conn), vm->cfg->path);
-		refuse_stranger(a, conn);
+	struct trust_peer peer;
+	rc = trust_peer_of(vm->cfg, paired, conn, &peer, err);
+	if (rc) {
+		refuse_stranger(a, conn, paired);
 		conn_close(conn);
 		return rc;
 	}
-	snprintf(a->peer, sizeof a->peer, "%s", peer->name);
-	snprintf(a->peer_address, sizeof a->peer_address, "%s", peer->address);
+	snprintf(a->peer, sizeof a->peer, "%s", peer.name);
+	snprintf(a->peer_address, sizeof a->peer_address, "%s", peer.address);
 	snprintf(a->fingerprint, sizeof a->fingerprint, "%s", conn_peer_fingerprint(conn));
 	/* The peer beats while it puts its hello together. */
 	struct frame first = {0};
@@ -617,7 +621,8 @@ void move_destination_free(struct vm *vm)
 		arrival_free(a);
 }
 
-int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool *became_owner, struct error *err)
+int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool paired, bool *became_owner,
+			   struct error *err)
 {
 	*became_owner = false;
 	struct arrival *a = calloc(1, sizeof *a);
@@ -626,7 +631,7 @@ int move_destination_serve(struct vm *vm, int fd, struct jsonl *daemon, bool *be
 		return error_errno(err, ENOMEM, "arrival");
 	}
 	arrival_init(a, vm, daemon);
-	int rc = serve(a, fd, became_owner, err);
+	int rc = serve(a, fd, paired, became_owner, err);
 	/* a question, or a peer that was not let in; else it is the VM's */
 	if (vm->arrival != a)
 		arrival_free(a);

@@ -106,6 +106,8 @@ struct move {
 	struct source_proof *proof;	    /* vmm/move_source_verify.c; figures under lock */
 
 	struct tls_context *tls;
+	const char *control_word; /* of the preamble: how both sides prove themselves */
+	char data_address[128];	  /* where the destination takes data channels; "" = as control */
 	struct move_link *link;
 	unsigned link_users; /* other threads inside the link */
 	struct conn *memory[MEM_STREAMS_MAX];

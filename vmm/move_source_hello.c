@@ -12,6 +12,7 @@
 #include "base/cleanup.h"
 #include "base/fault.h"
 #include "host/ask.h"
+#include "host/trust.h"
 #include "mirror/mirror.h"
 
 /* A destination may open big images and 64 vCPUs before it answers; it beats meanwhile. */
@@ -409,6 +410,32 @@ static unsigned hello_timeout_ms(const struct move *mv)
 	return ms < UINT32_MAX ? (unsigned)ms : UINT32_MAX;
 }
 
+/* As it is now: another attempt may find that this host's or the other's trust has changed. */
+static int trust_peer(struct move *mv, struct error *err)
+{
+	const struct host_config *cfg = mv->vm->cfg;
+	struct trust_peer peer;
+	int rc = trust_peer_find(cfg, mv->opt.peer, &peer, err);
+	if (!rc && !peer.may_receive)
+		rc = trust_refuse_receive(cfg, &peer, err);
+	if (!rc)
+		rc = trust_client_context(cfg, &peer, &mv->tls, err);
+	mv->control_word = trust_preamble(&peer);
+	return rc;
+}
+
+/* Proved with the destination's certificate when it is dialled, like the other. */
+static int take_data_address(struct move *mv, const json_t *reply, struct error *err)
+{
+	const json_t *o = json_object_get(reply, "data_address");
+	const char *s = json_string_value(o);
+	mv->data_address[0] = '\0';
+	if (!o)
+		return 0;
+	return s ? host_address_normalize(s, mv->data_address, sizeof mv->data_address, err)
+		 : error_set(err, EPROTO, "%s: malformed data_address", mv->opt.peer);
+}
+
 int source_hello(struct move *mv, struct error *err)
 {
 	struct vm *vm = mv->vm;
@@ -416,10 +443,10 @@ int source_hello(struct move *mv, struct error *err)
 	unsigned nfiles;
 	int rc = travel_files(vm, files, &nfiles, err);
 	if (!rc)
-		rc = tls_context_create(vm->cfg->ca, vm->cfg->cert, vm->cfg->key, &mv->tls, err);
+		rc = trust_peer(mv, err);
 	struct conn *conn = NULL;
 	if (!rc)
-		rc = source_dial(mv, CHANNEL_CONTROL, "-", &conn, err);
+		rc = source_dial(mv, CHANNEL_CONTROL, mv->control_word, &conn, err);
 	if (rc)
 		return rc;
 	source_proof_peer(mv, conn);
@@ -468,7 +495,9 @@ int source_hello(struct move *mv, struct error *err)
 		return error_set(err, EPROTO, "%s chose migration protocol %lld, which was not offered",
 				 mv->opt.peer, (long long)version);
 	}
-	rc = take_tokens(reply.json, "disk_tokens", mv->disk_token, vm->def.ndisks, err);
+	rc = take_data_address(mv, reply.json, err);
+	if (!rc)
+		rc = take_tokens(reply.json, "disk_tokens", mv->disk_token, vm->def.ndisks, err);
 	if (!rc)
 		rc = take_tokens(reply.json, "memory_tokens", mv->memory_token, mv->opt.streams, err);
 	if (!rc && mv->nlayers)

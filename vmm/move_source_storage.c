@@ -38,8 +38,10 @@ static int dial_once(struct move *mv, enum channel channel, const char *token, s
 {
 	unsigned timeout_ms = mv->vm->cfg->silence_ms;
 	bool first = channel == CHANNEL_CONTROL && !mv->tries;
-	int fd = net_connect(mv->opt.address,
-			     first || timeout_ms < CONNECT_MOST_MS ? timeout_ms : CONNECT_MOST_MS, err);
+	bool data = channel != CHANNEL_CONTROL && *mv->data_address;
+	const char *address = data ? mv->data_address : mv->opt.address;
+	int fd = net_connect_from(data ? mv->vm->cfg->migration_address : "", address,
+				  first || timeout_ms < CONNECT_MOST_MS ? timeout_ms : CONNECT_MOST_MS, err);
 	if (fd < 0)
 		return fd;
 	(void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout_ms, sizeof timeout_ms);
@@ -48,14 +50,13 @@ static int dial_once(struct move *mv, enum channel channel, const char *token, s
 	int rc = preamble_write(fd, &pre, timeout_ms, err);
 	if (rc) {
 		close(fd);
-		return error_prefix(err, "%s", mv->opt.address);
+		return error_prefix(err, "%s", address);
 	}
 	if (mv->opt.no_tls && channel != CHANNEL_CONTROL)
 		rc = conn_from_fd(fd, out, err);
 	else
 		rc = conn_tls_connect(fd, mv->tls, mv->opt.peer, timeout_ms, out, err);
-	return rc ? error_prefix(err, "%s channel to %s (%s)", channel_name(channel), mv->opt.peer,
-				 mv->opt.address)
+	return rc ? error_prefix(err, "%s channel to %s (%s)", channel_name(channel), mv->opt.peer, address)
 		  : 0;
 }
 

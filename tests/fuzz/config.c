@@ -17,7 +17,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			abort();
 		return 0;
 	}
-	if (!*cfg->name || *cfg->state_dir != '/' || !*cfg->control || !*cfg->listen || !*cfg->ca)
+	if (!*cfg->name || *cfg->state_dir != '/' || !*cfg->control || !*cfg->listen ||
+	    (cfg->npeers && !*cfg->ca))
 		abort();
 	for (unsigned i = 0; i < cfg->npeers; i++)
 		if (host_config_peer(cfg, cfg->peers[i].name) != &cfg->peers[i] || !*cfg->peers[i].address)

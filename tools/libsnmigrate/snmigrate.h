@@ -28,6 +28,9 @@ int snmigrate_check(struct snmigrate *s, int argc, char **argv);
 /* tools/libsnmigrate/history.c */
 int snmigrate_history(struct snmigrate *s, int argc, char **argv);
 int snmigrate_status(struct snmigrate *s, int argc, char **argv);
+int snmigrate_pair(struct snmigrate *s, int argc, char **argv);
+int snmigrate_peers(struct snmigrate *s, int argc, char **argv);
+int snmigrate_unpair(struct snmigrate *s, int argc, char **argv);
 int snmigrate_pki(struct snmigrate *s, int argc, char **argv);
 
 /* "snmigrate: message" and exit status 2. */

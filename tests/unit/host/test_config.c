@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <arpa/inet.h>
 #include <check.h>
 #include <errno.h>
 #include <stdio.h>
@@ -57,7 +58,8 @@ START_TEST(everything_is_read)
 			   "[network]\nbridges = br0, br1\n"
 			   "[backing debian]\npath = images/d.qcow2\nformat = qcow2\n"
 			   "[devices]\nallow = /dev/vg0/vm-*, /dev/loop7\n"
-			   "[limits]\nretry-for = 90s\nkeep-partial = 2d\nsilence-ms = 1000\nmax-incoming = 3\nallow-no-tls = "
+			   "[limits]\nretry-for = 90s\nkeep-partial = 2d\nsilence-ms = 1000\nmax-incoming = "
+			   "3\nallow-no-tls = "
 			   "yes\n[programs]\nsnvmm = /x/snvmm\n") == 0,
 		      "%s", err.message);
 	char want[300];
@@ -145,9 +147,17 @@ static const struct {
 	{"[limits]\nkeep-partial = 366d\n", 2, "not a time from 0"},
 	{"[limits]\nallow-no-tls = perhaps\n", 2, "neither yes nor no"},
 	{"[host]\nname = \x01\n", 2, "control character"},
-	{"[host]\nstate-dir = /x\n" TLS, 0, "[host] name is missing"},
-	{"[host]\nname = h1\n" TLS, 0, "[host] state-dir is missing"},
-	{"[host]\nname = h1\nstate-dir = /x\n", 0, "[tls] ca is missing"},
+	{"[host]\nname = h1\n[tls]\ncert = a.pem\nkey = a.key\n", 0, "[tls] ca is missing"},
+	{"[host]\nname = h1\n[tls]\nca = a.pem\n", 0, "[tls] cert is missing"},
+	{"[host]\nname = h1\n[peer h2]\naddress = h2\n", 0, "[peer h2] needs the certificates"},
+	{"[peer h2]\nsend = yes\nsend = no\n", 3, "send: given twice"},
+	{"[peer h2]\nreceive = often\n", 2, "neither yes nor no"},
+	{"[host]\nmigration-address = 10.0.0.1:x\n", 2, "has no valid port"},
+	{"[host]\nallow-from = 10.0.0.0/33\n", 2, "allow-from: '10.0.0.0/33': not a prefix"},
+	{"[host]\ndeny-from = 10.0.0.1/8\n", 2, "bits behind the prefix"},
+	{"[host]\ndeny-from = host2\n", 2, "'host2' is no IP address"},
+	{"[host]\ndeny-peers = h2, a/b\n", 2, "'a/b' is not a host name"},
+	{"[limits]\ncertificate-validity = 9s\n", 2, "less than 10 s"},
 	{"[devices]\nallow = /dev/a, vg/*\n", 2, "no absolute path"},
 	{"[backing a]\nformat = vmdk\n", 2, "neither raw nor qcow2"},
 	{"[backing a]\npath = /x\npath = /y\n", 3, "given twice"},
@@ -160,6 +170,72 @@ static const struct {
 START_TEST(bad_input_names_file_and_line)
 {
 	refused(bad[_i].text, bad[_i].line, bad[_i].says);
+}
+END_TEST
+
+START_TEST(nothing_but_defaults_is_a_host_that_can_be_paired)
+{
+	char own[256] = "";
+	ck_assert_int_eq(gethostname(own, sizeof own - 1), 0);
+	own[strcspn(own, ".")] = '\0';
+	ck_assert_msg(load("[host]\n") == 0, "%s", err.message);
+	ck_assert_str_eq(cfg->name, own);
+	ck_assert_str_eq(cfg->state_dir, "/var/lib/snmigrate");
+	ck_assert_str_eq(cfg->ca, "");
+	ck_assert_uint_eq(cfg->certificate_s, 365 * 86400);
+}
+END_TEST
+
+static struct sockaddr_storage ip(const char *text)
+{
+	struct sockaddr_storage a = {0};
+	struct sockaddr_in *v4 = (struct sockaddr_in *)&a;
+	struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)&a;
+	if (inet_pton(AF_INET, text, &v4->sin_addr) == 1)
+		a.ss_family = AF_INET;
+	else if (inet_pton(AF_INET6, text, &v6->sin6_addr) == 1)
+		a.ss_family = AF_INET6;
+	return a;
+}
+
+START_TEST(networks_and_peers_are_refused)
+{
+	static const struct {
+		const char *from;
+		bool allowed;
+	} t[] = {{"10.1.0.9", true},	    {"10.2.0.9", false},	{"10.1.2.9", false},
+		 {"10.1.2.255", false},	    {"10.1.3.0", true},		{"192.0.2.7", true},
+		 {"192.0.2.8", false},	    {"fd00::1", true},		{"fd00:0:0:1::1", false},
+		 {"::ffff:10.1.0.9", true}, {"::ffff:10.1.2.9", false}, {"::1", false}};
+	ck_assert_msg(
+		load("[host]\nname = h1\nallow-from = 10.1.0.0/16, 192.0.2.7 fd00::/64\n"
+		     "deny-from = 10.1.2.0/24\ndeny-peers = evil, other\nmigration-address = 10.9.0.1\n") ==
+			0,
+		"%s", err.message);
+	for (size_t i = 0; i < ARRAY_SIZE(t); i++) {
+		struct sockaddr_storage a = ip(t[i].from);
+		ck_assert_msg(host_config_network_allowed(cfg, &a) == t[i].allowed, "%s", t[i].from);
+	}
+	ck_assert(host_config_peer_denied(cfg, "evil"));
+	ck_assert(host_config_peer_denied(cfg, "other"));
+	ck_assert(!host_config_peer_denied(cfg, "evi"));
+	ck_assert(!host_config_peer_denied(cfg, "evil2"));
+	ck_assert(!host_config_peer_denied(cfg, ""));
+	ck_assert_str_eq(cfg->migration_address, "10.9.0.1:16516");
+}
+END_TEST
+
+START_TEST(rights_of_peers)
+{
+	ck_assert_msg(load("[host]\nname = h1\n" TLS
+			   "[peer a]\naddress = a\n[peer b]\naddress = b\nsend = no\n"
+			   "[peer c]\naddress = c\nreceive = no\nadminister = yes\n") == 0,
+		      "%s", err.message);
+	const struct host_peer *a = host_config_peer(cfg, "a"), *b = host_config_peer(cfg, "b"),
+			       *c = host_config_peer(cfg, "c");
+	ck_assert(a->may_send && a->may_receive && !a->may_administer);
+	ck_assert(!b->may_send && b->may_receive && !b->may_administer);
+	ck_assert(c->may_send && !c->may_receive && c->may_administer);
 }
 END_TEST
 
@@ -256,6 +332,9 @@ int main(void)
 	tcase_add_test(tc, everything_is_read);
 	tcase_add_test(tc, defaults);
 	tcase_add_loop_test(tc, bad_input_names_file_and_line, 0, ARRAY_SIZE(bad));
+	tcase_add_test(tc, nothing_but_defaults_is_a_host_that_can_be_paired);
+	tcase_add_test(tc, networks_and_peers_are_refused);
+	tcase_add_test(tc, rights_of_peers);
 	tcase_add_test(tc, missing_file);
 	tcase_add_test(tc, state_dir_too_long_for_its_socket);
 	tcase_add_test(tc, ini_long_lines_comments_and_equals);

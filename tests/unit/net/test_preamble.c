@@ -19,6 +19,13 @@ static const struct {
 	const char *mention;
 } lines[] = {
 	{"SNMIGRATE/1 control -", 0, CHANNEL_CONTROL, NULL},
+	{"SNMIGRATE/1 control paired", 0, CHANNEL_CONTROL, NULL},
+	{"SNMIGRATE/1 pair -", 0, CHANNEL_PAIR, NULL},
+	{"SNMIGRATE/1 control paire", -EPROTO, 0, "malformed token"},
+	{"SNMIGRATE/1 control pairedx", -EPROTO, 0, "malformed token"},
+	{"SNMIGRATE/1 pair paired", -EPROTO, 0, "malformed token"},
+	{"SNMIGRATE/1 pair 0123456789abcdef0123456789abcdef", -EPROTO, 0, "malformed token"},
+	{"SNMIGRATE/1 memory paired", -EPROTO, 0, "malformed token"},
 	{"SNMIGRATE/1 memory " HEX, 0, CHANNEL_MEMORY, NULL},
 	{"SNMIGRATE/1 disk " HEX, 0, CHANNEL_DISK, NULL},
 	{"", -EPROTO, 0, "does not begin"},
