@@ -332,6 +332,15 @@ static void serve(struct worker *w)
 	}
 }
 
+/* daemon->lock held. */
+static void forget(struct worker *w)
+{
+	struct worker **at = &w->daemon->workers;
+	while (*at != w)
+		at = &(*at)->next;
+	*at = w->next;
+}
+
 static void *run(void *arg)
 {
 	struct worker *w = arg;
@@ -341,10 +350,7 @@ static void *run(void *arg)
 	 * keeper's to watch. */
 	pthread_mutex_lock(&d->lock);
 	bool admitted = w->admitted;
-	struct worker **at = &d->workers;
-	while (*at != w)
-		at = &(*at)->next;
-	*at = w->next;
+	forget(w);
 	pthread_mutex_unlock(&d->lock);
 	if (!admitted) {
 		struct pollfd p = {.fd = w->pidfd, .events = POLLIN};
@@ -413,8 +419,12 @@ void worker_start(struct daemon *d, int fd, const char *from, enum worker_kind k
 	pthread_mutex_lock(&d->lock);
 	snprintf(w->from, sizeof w->from, "%s", from);
 	bool room = has_room(d, from, kind);
-	if (room)
+	if (room) {
+		/* counted from here on: others are looking for room at the same time */
 		d->unproven++;
+		w->next = d->workers;
+		d->workers = w;
+	}
 	snprintf(w->group, sizeof w->group, "connection-%d-%u", (int)getpid(), d->next_connection++);
 	pthread_mutex_unlock(&d->lock);
 	if (!room) {
@@ -426,10 +436,6 @@ void worker_start(struct daemon *d, int fd, const char *from, enum worker_kind k
 	int rc = start(w, conn, &err);
 	pthread_t thread;
 	if (!rc) {
-		pthread_mutex_lock(&d->lock);
-		w->next = d->workers;
-		d->workers = w;
-		pthread_mutex_unlock(&d->lock);
 		if (pthread_create(&thread, NULL, run, w) == 0) {
 			pthread_detach(thread);
 			return;
@@ -446,9 +452,10 @@ void worker_start(struct daemon *d, int fd, const char *from, enum worker_kind k
 	jsonl_close(w->link);
 	if (w->pidfd >= 0)
 		close(w->pidfd);
-	free(w);
 	SCOPE_LOCK(&d->lock);
+	forget(w);
 	d->unproven--;
+	free(w);
 }
 
 /* ---- channels of a VM that arrived before this daemon was started
