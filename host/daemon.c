@@ -29,6 +29,7 @@
 #include "host/spawn.h"
 #include "host/systemd.h"
 #include "host/trust.h"
+#include "host/trust_renew.h"
 #include "net/conn.h"
 #include "net/preamble.h"
 
@@ -292,6 +293,21 @@ static void *sweep_partials(void *arg)
 	return NULL;
 }
 
+static void *renew_certificate(void *arg)
+{
+	struct daemon *d = arg;
+	for (;;)
+		clock_sleep_ms(trust_renew(d->cfg));
+	return NULL;
+}
+
+static int start_thread(void *(*run)(void *), struct daemon *d, struct error *err)
+{
+	pthread_t thread;
+	int rc = pthread_create(&thread, NULL, run, d);
+	return rc ? error_errno(err, rc, "thread") : pthread_detach(thread);
+}
+
 static int serve(struct daemon *d, int tcp, int data, int control, int signals)
 {
 	struct pollfd p[] = {{.fd = signals, .events = POLLIN},
@@ -381,11 +397,11 @@ int daemon_run(const struct host_config *cfg, struct error *err)
 	if (rc < 0)
 		return rc;
 	keep_arrivals(d);
-	pthread_t sweeper;
-	rc = pthread_create(&sweeper, NULL, sweep_partials, d);
+	rc = start_thread(sweep_partials, d, err);
+	if (!rc)
+		rc = start_thread(renew_certificate, d, err);
 	if (rc)
-		return error_errno(err, rc, "thread");
-	pthread_detach(sweeper);
+		return rc;
 	log_info("host %s serves %s and %s, state in %s", cfg->name, cfg->listen, cfg->control,
 		 cfg->state_dir);
 	systemd_notify("READY=1");

@@ -35,6 +35,7 @@ static const char *const type_names[] = {
 	[FRAME_CHECK] = "check",
 	[FRAME_FACTS] = "facts",
 	[FRAME_PROBE] = "probe",
+	[FRAME_RENEW] = "renew",
 };
 
 static bool type_known(unsigned type)

@@ -15,6 +15,7 @@
 #include "host/ask.h"
 #include "host/exit.h"
 #include "host/trust.h"
+#include "host/trust_renew.h"
 #include "vmm/control.h"
 #include "vmm/move_destination_hash.h"
 
@@ -553,6 +554,12 @@ static int serve(struct arrival *a, int fd, bool paired, bool *became_owner, str
 	if (first.type == FRAME_CHECK) {
 		rc = arrival_answer_check(a, conn, &first, err);
 		frame_release(&first);
+		return rc;
+	}
+	if (first.type == FRAME_RENEW) {
+		rc = trust_renew_answer(vm->cfg, &peer, conn, &first, err);
+		frame_release(&first);
+		conn_close(conn);
 		return rc;
 	}
 	if (first.type != FRAME_HELLO) {

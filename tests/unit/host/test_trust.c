@@ -17,6 +17,7 @@
 #include "host/pair_codes.h"
 #include "host/pair_serve.h"
 #include "host/trust.h"
+#include "host/trust_renew.h"
 #include "net/preamble.h"
 
 static char dir[64];
@@ -438,6 +439,128 @@ START_TEST(without_a_tls_section_nobody_comes_by_a_ca)
 }
 END_TEST
 
+/* ---- renewal ---- */
+
+/* Host b takes one control channel and answers its first frame. */
+static void *answer_renewal(void *arg)
+{
+	int listener = *(int *)arg, fd = accept(listener, NULL, NULL);
+	struct preamble pre;
+	struct tls_context *tls = NULL;
+	struct conn *conn = NULL;
+	struct trust_peer who;
+	struct frame f = {0};
+	ck_assert_int_eq(preamble_read(fd, 5000, &pre, NULL), 0);
+	ck_assert_str_eq(pre.token, PREAMBLE_BY_PAIRING);
+	ck_assert_int_eq(trust_server_context(b, true, &tls, NULL), 0);
+	if (!conn_tls_accept(fd, tls, 5000, &conn, NULL) && !trust_peer_of(b, true, conn, &who, NULL) &&
+	    !frame_read(conn, 5000, &f, NULL))
+		trust_renew_answer(b, &who, conn, &f, NULL);
+	frame_release(&f);
+	conn_close(conn);
+	tls_context_free(tls);
+	return NULL;
+}
+
+static int set_address(struct trust_peer *p, void *opaque, struct error *e)
+{
+	snprintf(p->address, sizeof p->address, "%s", (const char *)opaque);
+	return 0;
+}
+
+/* The life of the present certificate, in seconds, and how long it has been used for: a third of it is left
+ * then. */
+#define SHORT_LIFE_S 6
+
+static void pair_for_renewal(struct listener *l, unsigned life_s, int *listen_fd)
+{
+	struct trust_peer p;
+	struct sockaddr_storage addr;
+	socklen_t len = sizeof addr;
+	char code[PAIR_CODE_CHARS + 1], address[64];
+	a->certificate_s = life_s;
+	new_code(600, code);
+	listener_start(l, 1);
+	ck_assert_msg(pair_join(b, l->address, code, &p, &err) == 0, "%s", err.message);
+	listener_end(l);
+	*listen_fd = net_listen("127.0.0.1:0", 4, &err);
+	getsockname(*listen_fd, (struct sockaddr *)&addr, &len);
+	snprintf(address, sizeof address, "127.0.0.1:%u", ntohs(((struct sockaddr_in *)&addr)->sin_port));
+	ck_assert_int_eq(trust_peer_change(a, "hostb", set_address, address, &err), 0);
+	a->certificate_s = 3600;
+}
+
+START_TEST(a_certificate_is_renewed_before_its_end_and_the_peer_knows_it)
+{
+	struct listener l;
+	struct trust_own before, after;
+	struct trust_peer p;
+	struct tls_end server;
+	pthread_t thread;
+	int listen_fd;
+	pair_for_renewal(&l, SHORT_LIFE_S, &listen_fd);
+	ck_assert_int_eq(trust_own_load(a, &before, &err), 0);
+	trust_renew(a); /* too early */
+	ck_assert_int_eq(trust_own_load(a, &after, &err), 0);
+	ck_assert_str_eq(before.present.sha256, after.present.sha256);
+	sleep(SHORT_LIFE_S * 2 / 3);
+	pthread_create(&thread, NULL, answer_renewal, &listen_fd);
+	trust_renew(a);
+	pthread_join(thread, NULL);
+	close(listen_fd);
+	ck_assert_int_eq(trust_own_load(a, &after, &err), 0);
+	ck_assert_str_ne(before.present.sha256, after.present.sha256);
+	ck_assert_int_gt(after.present.not_after, before.present.not_after + 3000);
+	ck_assert_int_eq(trust_peer_find(b, "hosta", &p, &err), 0);
+	ck_assert_uint_eq(p.ncertificates, 2);
+	ck_assert_str_eq(p.certificates[0].sha256, before.present.sha256);
+	ck_assert_str_eq(p.certificates[1].sha256, after.present.sha256);
+	ck_assert_int_eq(trust_peer_find(a, "hostb", &p, &err), 0);
+	ck_assert_str_eq(p.knows, after.present.sha256);
+	ck_assert_msg(control(&server) == 0, "%s", err.message);
+}
+END_TEST
+
+START_TEST(who_cannot_be_told_is_waited_for_and_then_left_behind)
+{
+	struct listener l;
+	struct trust_own before, after;
+	struct tls_end server;
+	int listen_fd;
+	pair_for_renewal(&l, SHORT_LIFE_S, &listen_fd);
+	close(listen_fd);
+	ck_assert_int_eq(trust_own_load(a, &before, &err), 0);
+	sleep(SHORT_LIFE_S * 2 / 3);
+	trust_renew(a);
+	ck_assert_int_eq(trust_own_load(a, &after, &err), 0);
+	ck_assert_str_eq(before.present.sha256, after.present.sha256);
+	sleep(SHORT_LIFE_S / 3 + 1);
+	trust_renew(a);
+	ck_assert_int_eq(trust_own_load(a, &after, &err), 0);
+	ck_assert_str_ne(before.present.sha256, after.present.sha256);
+	ck_assert_int_eq(control(&server), -EKEYREJECTED);
+	ck_assert_msg(strstr(err.message, "expected hosta with the certificate of SHA-256") != NULL, "%s",
+		      err.message);
+}
+END_TEST
+
+START_TEST(an_expired_certificate_is_refused_though_it_is_known)
+{
+	struct listener l;
+	struct tls_end server;
+	int listen_fd;
+	pair_for_renewal(&l, 3, &listen_fd);
+	close(listen_fd);
+	sleep(4);
+	ck_assert_int_eq(control(&server), -EKEYEXPIRED);
+	ck_assert_msg(strstr(err.message, "(name hosta) expired on") != NULL, "%s", err.message);
+	ck_assert_int_eq(server.rc, -EACCES);
+	ck_assert_msg(strstr(server.err.message,
+			     "hosta/trust/host.pem (name hosta): it has expired by the peer's clock") != NULL,
+		      "%s", server.err.message);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("trust");
@@ -454,6 +577,9 @@ int main(void)
 	tcase_add_test(tc, wrong_used_and_expired_codes_are_refused);
 	tcase_add_test(tc, the_code_of_another_host_sends_nothing);
 	tcase_add_test(tc, hosts_of_one_name_do_not_pair);
+	tcase_add_test(tc, a_certificate_is_renewed_before_its_end_and_the_peer_knows_it);
+	tcase_add_test(tc, who_cannot_be_told_is_waited_for_and_then_left_behind);
+	tcase_add_test(tc, an_expired_certificate_is_refused_though_it_is_known);
 	tcase_add_test(tc, without_a_tls_section_nobody_comes_by_a_ca);
 	suite_add_tcase(s, tc);
 	SRunner *r = srunner_create(s);

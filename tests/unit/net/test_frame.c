@@ -232,6 +232,7 @@ END_TEST
 
 START_TEST(test_names)
 {
+	ck_assert_str_eq(frame_type_name(FRAME_RENEW), "renew");
 	for (unsigned t = FRAME_HELLO; t <= FRAME_PROBE; t++)
 		ck_assert_str_ne(frame_type_name(t), "unknown");
 	ck_assert_str_eq(frame_type_name(0), "unknown");
