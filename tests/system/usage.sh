@@ -90,6 +90,17 @@ wrong "history takes one VM" snmigrate history a b
 for bad in soon 3x 2026-13-01 2026-01-31x -1 ''; do wrong "--since $bad: not a time" snmigrate history --since "$bad"; done
 for bad in 0 -1 10001 x ''; do wrong "--limit $bad: not a number" snmigrate history --limit "$bad"; done
 wrong "unknown or ambiguous option '--nonsense'" snmigrate status --nonsense
+wrong "pair takes nothing" snmigrate pair host1
+wrong "pair takes nothing" snmigrate pair host1 CODE more
+wrong "pair takes nothing" snmigrate pair host1 CODE --valid 1m
+for bad in 0 2h soon ''; do wrong "--valid $bad: not a time from 1s to 1h" snmigrate pair --valid "$bad"; done
+wrong "peers takes" snmigrate peers host1
+wrong "peers takes" snmigrate peers --json set host1 +send
+wrong "peers set takes a HOST" snmigrate peers set host1
+for bad in send +all -x =send address=; do wrong "peers set: '$bad' is not" snmigrate peers set host1 "$bad"; done
+wrong "unpair takes one host" snmigrate unpair
+wrong "unpair takes one host" snmigrate unpair host1 host2
+wrong "unknown or ambiguous option '--nonsense'" snmigrate unpair host1 --nonsense
 wrong "pki takes" snmigrate pki
 wrong "pki" snmigrate pki init
 wrong "pki" snmigrate pki issue DIR host1

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 # bash completion for snmigrate and snvm: subcommands, options, and the names of VMs and hosts that the daemon knows.
 _snmigrate_vms() { snvm list 2>/dev/null | sed '1d;s/ .*//'; }
-_snmigrate_hosts() { sed -n 's/^[[:space:]]*\[peer[[:space:]]\{1,\}\([^]]*\)\].*/\1/p' /etc/snmigrate/snmigrated.ini 2>/dev/null; }
+_snmigrate_hosts() { snmigrate peers 2>/dev/null | sed '1d;s/ .*//'; }
 _snmigrate_options() { "$1" --help 2>/dev/null | grep -o -e '--[a-z][a-z-]*' | sort -u; }
 
 _snmigrate() {
 	local cur=${COMP_WORDS[COMP_CWORD]} words=() w
 	for w in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do [[ $w == -* ]] || words+=("$w"); done
-	if [[ $cur == -* ]]; then
+	if [[ $cur == -* && ${words[0]-} != peers ]]; then
 		mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_options snmigrate)" -- "$cur")
 		return
 	fi
 	[[ ${words[0]-} == move || ${words[0]-} == check || ${words[0]-} == rehearse ]] && words=("${words[@]:1}") && set -- move
 	case ${#words[@]}:${words[0]-} in
-	0:*) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_vms) $([[ ${1-} == move ]] || echo move check rehearse baseline cancel tune dirty-rate watch resolve partial status history pki)" -- "$cur") ;;
+	0:*) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_vms) $([[ ${1-} == move ]] || echo move check rehearse baseline cancel tune dirty-rate watch resolve partial status history pair peers unpair pki)" -- "$cur") ;;
+	1:unpair | 2:peers) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_hosts)" -- "$cur") ;;
+	1:peers) mapfile -t COMPREPLY < <(compgen -W "set" -- "$cur") ;;
+	*:peers) mapfile -t COMPREPLY < <(compgen -W "+send -send +receive -receive +administer -administer address=" -- "$cur") ;;
+	*:pair) COMPREPLY=() ;;
 	1:pki) mapfile -t COMPREPLY < <(compgen -W "init issue" -- "$cur") ;;
 	*:pki) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
 	1:partial) mapfile -t COMPREPLY < <(compgen -W "list delete" -- "$cur") ;;
