@@ -10,6 +10,13 @@
 #include "host/config.h"
 #include "host/exit.h"
 
+static const char *on_host;
+
+void client_on_host(const char *host)
+{
+	on_host = host;
+}
+
 int client_control_path(const char *control, char out[4096], struct error *err)
 {
 	struct host_config *cfg = NULL;
@@ -51,6 +58,8 @@ int client_request(const char *program, const char *control, json_t *request, js
 	struct jsonl *j = NULL;
 	struct error err = ERROR_INIT;
 	int status = EXIT_FAILED;
+	if (request && on_host)
+		request = json_pack("{s:s, s:s, s:o}", "cmd", "remote", "host", on_host, "request", request);
 	int rc = request ? client_connect(control, &j, &err) : error_errno(&err, ENOMEM, "request");
 	if (rc < 0)
 		status = EXIT_REFUSED;

@@ -15,6 +15,8 @@
 /* The socket: `control` if given, else $SNMIGRATE_CONTROL, else what the host's configuration (default path)
  * says. */
 int client_control_path(const char *control, char out[4096], struct error *err);
+/* From now on requests are for that host's daemon, through this host's; NULL: for this host. */
+void client_on_host(const char *host);
 /* Connects to it; errors say whether the daemon runs. */
 int client_connect(const char *control, struct jsonl **out, struct error *err);
 /* One request (taken over), one reply. Prints the error as "PROGRAM: sentence" and returns its exit status,

@@ -584,6 +584,7 @@ static const struct {
 		{"peer-list", command_peer_list},
 		{"peer-set", command_peer_set},
 		{"unpair", command_unpair},
+		{"remote", command_remote},
 		{"partial-list", command_partial_list},
 		{"partial-delete", command_partial_delete}};
 

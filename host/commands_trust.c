@@ -7,6 +7,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "host/administer.h"
 #include "host/daemon.h"
 #include "host/exit.h"
 #include "host/pair_codes.h"
@@ -125,6 +126,19 @@ int command_peer_set(struct command_context *c, struct error *err)
 		return EXIT_REFUSED;
 	log_info("host %s: its rights or address were changed", host);
 	reply_ok(c->client, NULL);
+	return 0;
+}
+
+int command_remote(struct command_context *c, struct error *err)
+{
+	const char *host = json_string_value(json_object_get(c->request, "host"));
+	json_t *request = json_object_get(c->request, "request"), *reply = NULL;
+	if (!host || !json_is_object(request))
+		return error_set(err, EINVAL, "malformed request for another host"), EXIT_USAGE;
+	if (administer_ask(c->daemon->cfg, host, request, &reply, err) < 0)
+		return EXIT_REFUSED;
+	jsonl_write(c->client, reply, -1, NULL);
+	json_decref(reply);
 	return 0;
 }
 

@@ -352,7 +352,11 @@ static int prepare_trust(struct daemon *d, struct error *err)
 	int rc = trust_prepare(d->cfg, err);
 	if (rc || *d->cfg->ca)
 		return rc;
-	return trust_own_ensure(d->cfg, &own, err);
+	struct error why = ERROR_INIT;
+	/* A host that was given another name has VMs to keep all the same. */
+	if (trust_own_ensure(d->cfg, &own, &why) < 0)
+		log_error("%s", why.message);
+	return 0;
 }
 
 int daemon_run(const struct host_config *cfg, struct error *err)

@@ -161,6 +161,8 @@ int command_pair_open(struct command_context *c, struct error *err);
 int command_pair_join(struct command_context *c, struct error *err);
 int command_peer_list(struct command_context *c, struct error *err);
 int command_peer_set(struct command_context *c, struct error *err);
+/* "remote": what another host's daemon answers (host/administer.h). */
+int command_remote(struct command_context *c, struct error *err);
 int command_unpair(struct command_context *c, struct error *err);
 /* host/commands_partial.c */
 int command_partial_list(struct command_context *c, struct error *err);

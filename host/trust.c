@@ -193,6 +193,11 @@ int trust_refuse_send(const struct host_config *cfg, const struct trust_peer *pe
 	return refuse(cfg, peer, "send VMs to", "send", err);
 }
 
+int trust_refuse_administer(const struct host_config *cfg, const struct trust_peer *peer, struct error *err)
+{
+	return refuse(cfg, peer, "administer", "administer", err);
+}
+
 int trust_refuse_receive(const struct host_config *cfg, const struct trust_peer *peer, struct error *err)
 {
 	return refuse(cfg, peer, "receive VMs from", "receive", err);

@@ -48,6 +48,7 @@ int trust_peer_find(const struct host_config *cfg, const char *name, struct trus
 		    struct error *err);
 /* The sentence for a host without that right: -EPERM. */
 int trust_refuse_send(const struct host_config *cfg, const struct trust_peer *peer, struct error *err);
+int trust_refuse_administer(const struct host_config *cfg, const struct trust_peer *peer, struct error *err);
 int trust_refuse_receive(const struct host_config *cfg, const struct trust_peer *peer, struct error *err);
 /* All, sorted as they come: the configured ones first, denied ones too. A non-zero return ends it and is
  * returned. */

@@ -36,6 +36,7 @@ static const char *const type_names[] = {
 	[FRAME_FACTS] = "facts",
 	[FRAME_PROBE] = "probe",
 	[FRAME_RENEW] = "renew",
+	[FRAME_ADMINISTER] = "administer",
 };
 
 static bool type_known(unsigned type)

@@ -42,6 +42,7 @@ enum frame_type {
 	FRAME_PROBE, /* binary: an empty one is answered with an empty one, others are taken, to measure the
 			link */
 	FRAME_RENEW = 30, /* a paired host's next certificate; ANSWER or REFUSE follows */
+	FRAME_ADMINISTER, /* a command for the daemon (host/administer.h); likewise */
 };
 
 #define FRAME_HEADER_BYTES     28

@@ -16,14 +16,15 @@
 static const struct {
 	const char *name;
 	int (*run)(struct snmigrate *s, int argc, char **argv);
-} subcommands[] = {{"move", snmigrate_move},	     {"watch", snmigrate_watch},
-		   {"tune", snmigrate_tune},	     {"dirty-rate", snmigrate_dirty_rate},
-		   {"cancel", snmigrate_cancel},     {"resolve", snmigrate_resolve},
-		   {"partial", snmigrate_partial},   {"check", snmigrate_check},
-		   {"baseline", snmigrate_baseline}, {"rehearse", snmigrate_rehearse},
-		   {"history", snmigrate_history},   {"status", snmigrate_status},
-		   {"pair", snmigrate_pair},	     {"peers", snmigrate_peers},
-		   {"unpair", snmigrate_unpair},     {"pki", snmigrate_pki}};
+	bool elsewhere; /* --on goes with it */
+} subcommands[] = {{"move", snmigrate_move, false},	    {"watch", snmigrate_watch, false},
+		   {"tune", snmigrate_tune, true},	    {"dirty-rate", snmigrate_dirty_rate, true},
+		   {"cancel", snmigrate_cancel, true},	    {"resolve", snmigrate_resolve, false},
+		   {"partial", snmigrate_partial, true},    {"check", snmigrate_check, false},
+		   {"baseline", snmigrate_baseline, false}, {"rehearse", snmigrate_rehearse, false},
+		   {"history", snmigrate_history, true},    {"status", snmigrate_status, true},
+		   {"pair", snmigrate_pair, false},	    {"peers", snmigrate_peers, true},
+		   {"unpair", snmigrate_unpair, false},	    {"pki", snmigrate_pki, false}};
 
 static void usage(FILE *out)
 {
@@ -112,6 +113,9 @@ static void usage(FILE *out)
 	      "\n"
 	      "  --control SOCKET   the daemon of this host (also $SNMIGRATE_CONTROL; else as "
 	      "/etc/snmigrate/snmigrated.ini says)\n"
+	      "  --on HOST          before cancel, tune, peers, partial: at that host, which must let this "
+	      "one "
+	      "administer it\n"
 	      "  --help, --version\n"
 	      "\n"
 	      "Exit status: 0 moved; 2 wrong usage; 3 refused, nothing touched; 4 failed, the VM is at the "
@@ -136,6 +140,8 @@ int snmigrate_usage_error(const char *fmt, ...)
 /* Options of move whose argument is a word of its own. */
 static bool takes_argument(const char *option)
 {
+	if (!strcmp(option, "--on"))
+		return true;
 	for (const struct option *o = snmigrate_move_options; o->name; o++)
 		if (!strncmp(option, "--", 2) && !strcmp(option + 2, o->name))
 			return o->has_arg == required_argument;
@@ -145,6 +151,7 @@ static bool takes_argument(const char *option)
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {{"control", required_argument, NULL, 'c'},
+						{"on", required_argument, NULL, 'o'},
 						{"help", no_argument, NULL, 'h'},
 						{"version", no_argument, NULL, 'V'},
 						{0}};
@@ -181,9 +188,14 @@ int main(int argc, char **argv)
 		int c, before = at;
 		argv[0] = (char *)"snmigrate";
 		while ((c = getopt_long(before, argv, "+", options, NULL)) != -1) {
-			if (c != 'c')
+			if (c == 'c')
+				s.control = optarg;
+			else if (c == 'o' && subcommands[i].elsewhere)
+				client_on_host(optarg);
+			else if (c == 'o')
+				return snmigrate_usage_error("--on does not go with %s", subcommands[i].name);
+			else
 				return client_option_error("snmigrate", argv);
-			s.control = optarg;
 		}
 		optind = 0; /* getopt begins anew */
 		return subcommands[i].run(&s, argc - at, argv + at);

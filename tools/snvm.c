@@ -22,7 +22,7 @@ static const struct {
 
 static void usage(FILE *out)
 {
-	fputs("Usage: snvm [--control SOCKET] SUBCOMMAND ...\n"
+	fputs("Usage: snvm [--control SOCKET] [--on HOST] SUBCOMMAND ...\n"
 	      "\n"
 	      "  create FILE [--import DISK=PATH]...   make a VM of a definition; kernel, initrd and "
 	      "imported images are copied\n"
@@ -37,6 +37,7 @@ static void usage(FILE *out)
 	      "baseline:FILE\n"
 	      "  delete VM                             delete a stopped VM and its files\n"
 	      "\n"
+	      "--on HOST: at that host, which must let this one administer it; not create and console.\n"
 	      "The daemon is found by --control, $SNMIGRATE_CONTROL or /etc/snmigrate/snmigrated.ini.\n"
 	      "Exit status: 0 done, 2 wrong usage, 3 refused, 4 failed.\n",
 	      out);
@@ -64,6 +65,7 @@ const char *snvm_one_name(int argc, char **argv, int at)
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {{"control", required_argument, NULL, 'c'},
+						{"on", required_argument, NULL, 'o'},
 						{"help", no_argument, NULL, 'h'},
 						{"version", no_argument, NULL, 'V'},
 						{0}};
@@ -77,6 +79,9 @@ int main(int argc, char **argv)
 		switch (c) {
 		case 'c':
 			s.control = optarg;
+			break;
+		case 'o':
+			client_on_host(optarg);
 			break;
 		case 'h':
 			usage(stdout);

@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "base/fault.h"
 #include "base/log.h"
+#include "host/administer.h"
 #include "host/ask.h"
 #include "host/exit.h"
 #include "host/trust.h"
@@ -556,8 +557,9 @@ static int serve(struct arrival *a, int fd, bool paired, bool *became_owner, str
 		frame_release(&first);
 		return rc;
 	}
-	if (first.type == FRAME_RENEW) {
-		rc = trust_renew_answer(vm->cfg, &peer, conn, &first, err);
+	if (first.type == FRAME_RENEW || first.type == FRAME_ADMINISTER) {
+		rc = first.type == FRAME_RENEW ? trust_renew_answer(vm->cfg, &peer, conn, &first, err)
+					       : administer_answer(vm->cfg, &peer, conn, &first, err);
 		frame_release(&first);
 		conn_close(conn);
 		return rc;

@@ -156,6 +156,27 @@ no "host hostb may not receive VMs from hosta" a vm1 hostb --with-storage
 snmigrate a peers set hostb +receive
 [ "$(snmigrate a peers | awk '$1 == "hostb" { print $NF, $(NF - 1) }')" = "receive send" ] || fail "$(snmigrate a peers)"
 
+# commands for another host: only of one that may administer, and never about trust
+onto() { # TEXT COMMAND...: refused, on behalf of hostb at hosta
+	local rc=0
+	"$BIN/$2" --control "$T/b/control.sock" --on hosta "${@:3}" >"$T/out" 2>"$T/err" || rc=$?
+	[ $rc = 3 ] && grep -qF -- "$1" "$T/err" || fail "${*:2}: exit $rc: $(cat "$T/err")"
+	checks=$((checks + 1))
+}
+onto "host hosta refused: host hostb may not administer hosta (on hosta: snmigrate peers set hostb +administer)" snvm list
+snmigrate a peers set hostb +administer
+[ "$(snvm b --on hosta list --json | jq -r '.[0] | .name + " " + .state')" = "vm1 running" ] || fail "list from hostb: $(snvm b --on hosta list)"
+snvm b --on hosta pause vm1
+[ "$(vm_state a vm1)" = paused ] || fail "paused from hostb: $(vm_state a vm1)"
+snvm b --on hosta resume vm1
+snmigrate b --on hosta peers | grep -q '^hostb .*send receive administer$' || fail "peers from hostb"
+onto "'peer-set' is not among the commands that other hosts may send" snmigrate peers set hostb +send
+onto "'console' is not among the commands" snvm console vm1
+onto "no VM named nothing on host hosta" snvm pause nothing
+logged a "host hostb: pause, on behalf of its administrator"
+snmigrate a peers set hostb -administer
+onto "may not administer hosta" snvm pause vm1
+
 # ---- revoked: not while a VM is on its way, unless by force, and then the move ends and the VM stays
 ns a tc qdisc add dev eth0 root tbf rate 20mbit burst 64kb latency 100ms
 snmigrate a vm1 hostb --with-storage --json >"$T/move.json" 2>"$T/move.err" & mover=$!
