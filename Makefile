@@ -10,7 +10,7 @@ Q := $(if $(filter 1,$(V)),,@)
 say = $(if $(filter 1,$(V)),,@printf '  %-7s %s\n' '$(1)' '$(2)';)
 
 MODULES := base net block nbd mirror memxfer host vmm tui
-PKGS := libnbd libzstd openssl jansson libxxhash liburing libmnl libsystemd sqlite3
+PKGS := libnbd libzstd openssl jansson libxxhash liburing libmnl libsystemd sqlite3 libseccomp libcap-ng
 ifeq ($(filter clean format,$(MAKECMDGOALS)),)
 MISSING_PKGS := $(shell for p in $(PKGS) ncursesw check; do pkg-config --exists $$p || echo $$p; done)
 ifneq ($(strip $(MISSING_PKGS)),)

@@ -12,7 +12,10 @@
  * messages are read there, and the daemon, which has the codes, is told a checked message.
  */
 
-/* conn is the connection after its preamble (taken over), `daemon` the link. Bounded in time and memory. */
+/*
+ * fd is the connection after its preamble (taken over), `daemon` the link. Bounded in time and memory;
+ * confined (base/confine.h) before the stranger's first byte is read. No thread may have been started before.
+ */
 int pair_serve(const struct host_config *cfg, int fd, struct jsonl *daemon, struct error *err);
 
 /* In the daemon: `request` is what pair_serve says; the answer for it (new reference). */

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/confine.h"
 #include "base/log.h"
 #include "host/exit.h"
 #include "host/jsonl.h"
@@ -229,6 +230,9 @@ int main(int argc, char **argv)
 	log_init("snvmm");
 	signal(SIGPIPE, SIG_IGN);
 	terminate_block();
+	struct error confined = ERROR_INIT;
+	if (confine_enable(&confined))
+		log_warn("threads run without filters: %s", confined.message);
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		switch (c) {
 		case 'c':

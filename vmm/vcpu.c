@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/confine.h"
 #include "base/log.h"
 #include "vmm/machine_internal.h"
 #include "vmm/state.h"
@@ -211,6 +212,9 @@ static void *vcpu_main(void *arg)
 	sigemptyset(&set);
 	sigaddset(&set, KICK_SIGNAL);
 	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+	struct error err = ERROR_INIT;
+	if (confine_thread(CONFINE_VCPU, &err))
+		log_warn("vCPU %u runs without a filter: %s", v->id, err.message);
 
 	pthread_mutex_lock(&m->lock);
 	for (;;) {

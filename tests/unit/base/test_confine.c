@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Filters of threads, each tried in a process of its own. */
+#include <check.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/confine.h"
+
+#define FORBIDDEN 70 /* the exit status that confine.c gives */
+
+/* Runs `what` in a child that is confined so; its exit status, and what it said. */
+static int child(enum confine_kind kind, int (*what)(void), char said[512])
+{
+	int out[2], status;
+	ck_assert_int_eq(pipe(out), 0);
+	pid_t pid = fork();
+	if (pid == 0) {
+		struct error err = ERROR_INIT;
+		dup2(out[1], STDERR_FILENO);
+		if (confine_enable(&err) || confine_thread(kind, &err)) {
+			dprintf(STDERR_FILENO, "%s\n", err.message);
+			_exit(99);
+		}
+		_exit(what());
+	}
+	close(out[1]);
+	ssize_t n = read(out[0], said, 511);
+	said[n < 0 ? 0 : n] = '\0';
+	close(out[0]);
+	ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+}
+
+static int usual(void)
+{
+	void *p = malloc(1 << 20),
+	     *big = mmap(NULL, 1 << 24, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint64_t one = 1;
+	int fd = eventfd(0, 0);
+	bool good = p && big != MAP_FAILED && fd >= 0 && write(fd, &one, sizeof one) == sizeof one &&
+		    read(fd, &one, sizeof one) == sizeof one && close(fd) == 0 && munmap(big, 1 << 24) == 0 &&
+		    getpid() > 0;
+	free(p);
+	return good ? 0 : 1;
+}
+static int kvm_ioctl_only(void)
+{
+	return ioctl(0, KVM_RUN, 0) < 0 ? 0 : 1;
+}
+static int opens(void)
+{
+	return open("/etc/passwd", O_RDONLY) < 0 ? 1 : 2;
+}
+static int dials(void)
+{
+	return socket(AF_INET, SOCK_STREAM, 0) < 0 ? 1 : 2;
+}
+static int executes(void)
+{
+	char *argv[] = {(char *)"/bin/true", NULL};
+	return execv(argv[0], argv);
+}
+static int forks(void)
+{
+	return (int)syscall(SYS_clone, 17 /* SIGCHLD */, 0, 0, 0, 0) < 0 ? 1 : 2;
+}
+static int maps_code(void)
+{
+	return mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED ? 1
+													 : 2;
+}
+static int terminal_ioctl(void)
+{
+	return ioctl(0, 0x5412 /* TIOCSTI */, "x") < 0 ? 1 : 2;
+}
+static int receives(void)
+{
+	char byte;
+	return recv(0, &byte, 1, MSG_DONTWAIT) < 0 ? 0 : 1;
+}
+
+static const struct {
+	enum confine_kind kind;
+	int (*what)(void);
+	const char *call; /* NULL: allowed */
+} cases[] = {
+	{CONFINE_VCPU, usual, NULL},
+	{CONFINE_VCPU, kvm_ioctl_only, NULL},
+	{CONFINE_VCPU, opens, "openat"},
+	{CONFINE_VCPU, dials, "socket"},
+	{CONFINE_VCPU, executes, "execve"},
+	{CONFINE_VCPU, forks, "clone"},
+	{CONFINE_VCPU, maps_code, "mmap"},
+	{CONFINE_VCPU, terminal_ioctl, "ioctl"},
+	{CONFINE_VCPU, receives, "recvfrom"},
+	{CONFINE_PAIRING, usual, NULL},
+	{CONFINE_PAIRING, receives, NULL},
+	{CONFINE_PAIRING, opens, "openat"},
+	{CONFINE_PAIRING, dials, "socket"},
+	{CONFINE_PAIRING, executes, "execve"},
+	{CONFINE_PAIRING, kvm_ioctl_only, "ioctl"},
+};
+
+START_TEST(what_is_not_in_the_list_ends_the_process_by_name)
+{
+	char said[512], want[64];
+	int status = child(cases[_i].kind, cases[_i].what, said);
+	if (!cases[_i].call) {
+		ck_assert_msg(status == 0, "status %d: %s", status, said);
+		return;
+	}
+	ck_assert_msg(status == FORBIDDEN, "status %d: %s", status, said);
+	snprintf(want, sizeof want, "forbids the call %s: the process ends", cases[_i].call);
+	ck_assert_msg(strstr(said, want) != NULL, "%s", said);
+}
+END_TEST
+
+static void *confined(void *arg)
+{
+	return confine_thread(CONFINE_VCPU, NULL) ? arg : NULL;
+}
+static int other_threads_go_on(void)
+{
+	return open("/etc/passwd", O_RDONLY) < 0 ? 1 : 0;
+}
+
+START_TEST(a_filter_is_of_its_thread_alone_and_privileges_are_not_gained)
+{
+	int status;
+	pid_t pid = fork();
+	if (pid == 0) {
+		pthread_t t;
+		void *failed = NULL;
+		if (confine_enable(NULL) || pthread_create(&t, NULL, confined, &failed) ||
+		    pthread_join(t, &failed) || failed)
+			_exit(99);
+		_exit(prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1 ? other_threads_go_on() : 98);
+	}
+	ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+	ck_assert_int_eq(status, 0);
+}
+END_TEST
+
+START_TEST(capabilities_are_gone_for_good)
+{
+	int status;
+	pid_t pid = fork();
+	if (pid == 0) {
+		char line[256];
+		unsigned long long effective = 1, permitted = 1;
+		if (confine_enable(NULL) || confine_drop_capabilities(NULL))
+			_exit(99);
+		FILE *f = fopen("/proc/self/status", "re");
+		while (f && fgets(line, sizeof line, f)) {
+			sscanf(line, "CapEff: %llx", &effective);
+			sscanf(line, "CapPrm: %llx", &permitted);
+		}
+		_exit(effective || permitted ? 1 : 0);
+	}
+	ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+	ck_assert_int_eq(status, 0);
+}
+END_TEST
+
+START_TEST(without_enable_nothing_is_forbidden)
+{
+	ck_assert_int_eq(confine_thread(CONFINE_VCPU, NULL), 0);
+	ck_assert_int_eq(other_threads_go_on(), 0);
+}
+END_TEST
+
+START_TEST(not_under_valgrind)
+{
+	puts("skipped: filters of system calls, under valgrind");
+	fflush(stdout);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("confine");
+	TCase *tc = tcase_create("confine");
+	/* valgrind makes calls of its own in a thread's name */
+	const char *wrap = getenv("SNM_WRAP");
+	if (wrap && strstr(wrap, "valgrind")) {
+		tcase_add_test(tc, not_under_valgrind);
+	} else {
+		tcase_add_loop_test(tc, what_is_not_in_the_list_ends_the_process_by_name, 0,
+				    (int)ARRAY_SIZE(cases));
+		tcase_add_test(tc, a_filter_is_of_its_thread_alone_and_privileges_are_not_gained);
+		tcase_add_test(tc, capabilities_are_gone_for_good);
+		tcase_add_test(tc, without_enable_nothing_is_forbidden);
+	}
+	suite_add_tcase(s, tc);
+	SRunner *r = srunner_create(s);
+	srunner_run_all(r, CK_NORMAL);
+	int failed = srunner_ntests_failed(r);
+	srunner_free(r);
+	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
