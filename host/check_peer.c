@@ -6,9 +6,9 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "host/check.h"
+#include "host/trust.h"
 #include "net/conn.h"
 #include "net/frame.h"
-#include "net/preamble.h"
 
 #define DIAL_TIMEOUT_MS	    5000
 #define ANSWER_TIMEOUT_MS   40000 /* the daemon there may be busy, and its disk is tried out */
@@ -21,26 +21,11 @@
 
 static int dial(const struct host_config *cfg, const char *name, struct conn **out, struct error *err)
 {
-	const struct host_peer *peer = host_config_peer(cfg, name);
-	if (!peer)
-		return error_set(err, ENOENT, "no host named %.63s: %s has no [peer %.63s]", name, cfg->path,
-				 name);
-	struct tls_context *tls = NULL;
-	int rc = tls_context_create(cfg->ca, cfg->cert, cfg->key, &tls, err);
-	if (rc < 0)
-		return rc;
-	int fd = net_connect(peer->address, DIAL_TIMEOUT_MS, err);
-	rc = fd < 0 ? fd : 0;
-	if (!rc) {
-		struct preamble pre = {.channel = CHANNEL_CONTROL, .token = "-"};
-		rc = preamble_write(fd, &pre, DIAL_TIMEOUT_MS, err);
-		if (rc < 0)
-			close(fd);
-		else
-			rc = conn_tls_connect(fd, tls, peer->name, DIAL_TIMEOUT_MS, out, err);
-	}
-	tls_context_free(tls);
-	return rc;
+	struct trust_peer peer;
+	int rc = trust_peer_find(cfg, name, &peer, err);
+	if (!rc && !peer.may_receive)
+		rc = trust_refuse_receive(cfg, &peer, err);
+	return rc ? rc : trust_dial(cfg, &peer, peer.address, DIAL_TIMEOUT_MS, out, err);
 }
 
 static int ask(struct conn *conn, json_t *question, struct check_facts *f, json_t **facts, struct error *err)

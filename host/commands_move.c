@@ -256,7 +256,7 @@ int command_move(struct command_context *c, struct error *err)
 		return rc == -EREMOTE && status ? status : EXIT_FAILED;
 	}
 	log_info("VM %s: move to %s begins, epoch %" PRIu64, f.vm.rec.name, host, f.epoch);
-	recorder_begin(d, false, f.vm.rec.uuid, f.vm.rec.name, peer->name, f.epoch);
+	recorder_begin(d, false, f.vm.rec.uuid, f.vm.rec.name, peer.name, f.epoch);
 	reply_ok(c->client,
 		 json_pack("{s:s, s:s, s:s, s:s, s:I}", "vm", f.vm.rec.name, "uuid", f.vm.rec.uuid, "host",
 			   d->cfg->name, "destination", host, "epoch", (json_int_t)f.epoch));

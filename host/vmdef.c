@@ -20,11 +20,11 @@
 static const char *const own_names[] = {"vm.ini",     "files.json",   "partial.json",
 					"snvmm.sock", "console.sock", "run"};
 static const char *const subcommands[] = {
-	"move",	    "cancel",	"resolve", "watch",  "pki",	  "help",   "version", "check",	    "plan",
-	"evacuate", "rehearse", "status",  "list",   "history",	  "pair",   "hosts",   "config",    "create",
-	"start",    "stop",	"pause",   "resume", "info",	  "delete", "console", "import",    "drain",
-	"balance",  "baseline", "compare", "set",    "bandwidth", "tune",   "partial", "dirty-rate",
-	"peers",    "unpair"};
+	"move",	   "cancel",   "resolve",    "watch",	"pki",	    "help",    "version", "check",
+	"plan",	   "evacuate", "rehearse",   "status",	"list",	    "history", "pair",	  "hosts",
+	"config",  "create",   "start",	     "stop",	"pause",    "resume",  "info",	  "delete",
+	"console", "import",   "drain",	     "balance", "baseline", "compare", "set",	  "bandwidth",
+	"tune",	   "partial",  "dirty-rate", "peers",	"unpair"};
 
 bool name_chars_valid(const char *name)
 {

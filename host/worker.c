@@ -240,7 +240,11 @@ static int may_arrive(struct worker *w, json_t *request, json_t **refusals, stru
 	if (!uuid || !vm_uuid_valid(uuid) || !name || memory < 0)
 		return error_set(err, EPROTO, "check: uuid, name and memory_bytes are needed");
 	struct vm_record rec;
-	struct error why[3] = {{0}};
+	struct error why[4] = {{0}};
+	const char *peer = json_string_value(json_object_get(request, "peer"));
+	struct trust_peer trusted;
+	if (peer && trust_peer_find(d->cfg, peer, &trusted, &why[3]) == 0 && !trusted.may_send)
+		trust_refuse_send(d->cfg, &trusted, &why[3]);
 	check_name(d, name, uuid, &why[0]);
 	/* an attempt that is ending is waited for by a move */
 	bool known = record_hint(d->cfg, uuid, &rec) == 0;

@@ -22,7 +22,7 @@ static const struct {
 		   {"cancel", snmigrate_cancel, true},	    {"resolve", snmigrate_resolve, false},
 		   {"partial", snmigrate_partial, true},    {"check", snmigrate_check, false},
 		   {"baseline", snmigrate_baseline, false}, {"rehearse", snmigrate_rehearse, false},
-		   {"history", snmigrate_history, true},    {"status", snmigrate_status, true},
+		   {"history", snmigrate_history, false},   {"status", snmigrate_status, true},
 		   {"pair", snmigrate_pair, false},	    {"peers", snmigrate_peers, true},
 		   {"unpair", snmigrate_unpair, false},	    {"pki", snmigrate_pki, false}};
 
@@ -113,9 +113,9 @@ static void usage(FILE *out)
 	      "\n"
 	      "  --control SOCKET   the daemon of this host (also $SNMIGRATE_CONTROL; else as "
 	      "/etc/snmigrate/snmigrated.ini says)\n"
-	      "  --on HOST          before cancel, tune, peers, partial: at that host, which must let this "
-	      "one "
-	      "administer it\n"
+	      "  --on HOST          before cancel, tune, peers, partial, status, dirty-rate: at that host, "
+	      "which must\n"
+	      "                     let this one administer it\n"
 	      "  --help, --version\n"
 	      "\n"
 	      "Exit status: 0 moved; 2 wrong usage; 3 refused, nothing touched; 4 failed, the VM is at the "
@@ -200,6 +200,10 @@ int main(int argc, char **argv)
 		optind = 0; /* getopt begins anew */
 		return subcommands[i].run(&s, argc - at, argv + at);
 	}
+	/* getopt would take it for the beginning of --on-exceed */
+	for (int i = 1; i < at && i < argc; i++)
+		if (!strcmp(argv[i], "--on"))
+			return snmigrate_usage_error("--on does not go with move");
 	optind = 0;
 	return snmigrate_move(&s, argc, argv);
 }

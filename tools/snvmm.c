@@ -220,8 +220,8 @@ int main(int argc, char **argv)
 	static const struct option options[] = {
 		{"config", required_argument, NULL, 'c'}, {"vm", required_argument, NULL, 'v'},
 		{"incoming", no_argument, NULL, 'i'},	  {"paused", no_argument, NULL, 'p'},
-		{"paired", no_argument, NULL, 'P'},
-		{"pair", no_argument, NULL, 'a'},	  {"forced", no_argument, NULL, 'f'},	  {"check-image", required_argument, NULL, 'k'},
+		{"paired", no_argument, NULL, 'P'},	  {"pair", no_argument, NULL, 'a'},
+		{"forced", no_argument, NULL, 'f'},	  {"check-image", required_argument, NULL, 'k'},
 		{"describe-cpu", no_argument, NULL, 'd'}, {"help", no_argument, NULL, 'h'},
 		{"version", no_argument, NULL, 'V'},	  {0}};
 	const char *config = NULL, *name = NULL, *check_in = NULL;
@@ -278,7 +278,8 @@ int main(int argc, char **argv)
 	if (config && check_in && !name && !incoming && optind < argc)
 		return check_image(check_in, argv[optind], (const char *const *)&argv[optind + 1],
 				   (unsigned)(argc - optind - 1));
-	if (!config || cpu || check_in || !!name + incoming + pair != 1 || (paired && !incoming) || optind != argc) {
+	if (!config || cpu || check_in || !!name + incoming + pair != 1 || (paired && !incoming) ||
+	    optind != argc) {
 		usage(stderr);
 		return EXIT_USAGE;
 	}

@@ -90,9 +90,9 @@ wrong "history takes one VM" snmigrate history a b
 for bad in soon 3x 2026-13-01 2026-01-31x -1 ''; do wrong "--since $bad: not a time" snmigrate history --since "$bad"; done
 for bad in 0 -1 10001 x ''; do wrong "--limit $bad: not a number" snmigrate history --limit "$bad"; done
 wrong "unknown or ambiguous option '--nonsense'" snmigrate status --nonsense
-for sub in move watch resolve pair unpair pki; do wrong "--on does not go with $sub" snmigrate --on host2 $sub; done
+for sub in move watch resolve check baseline history pair unpair pki; do wrong "--on does not go with $sub" snmigrate --on host2 $sub; done
 wrong "option '--on' needs an argument" snvm --on
-wrong "unknown or ambiguous option '--on'" snmigrate --on host2 vm1 host2
+wrong "--on does not go with move" snmigrate --on host2 vm1 host2
 wrong "pair takes nothing" snmigrate pair host1
 wrong "pair takes nothing" snmigrate pair host1 CODE more
 wrong "pair takes nothing" snmigrate pair host1 CODE --valid 1m
