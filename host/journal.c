@@ -41,7 +41,7 @@ struct journal {
 	struct op *first, **last; /* lock */
 	unsigned queued;	  /* lock; with the one that is being written */
 	uint64_t added, written;  /* lock; transactions so far, dropped ones are written */
-	bool closing;		  /* lock */
+	bool closing, ended;	  /* lock */
 	bool suspect;		  /* lock; a reader found it corrupt */
 	struct error why;	  /* lock; why it is not there now; code 0: it is */
 	/* the thread's alone */
@@ -414,6 +414,9 @@ static void *write_all(void *arg)
 	}
 	pthread_mutex_unlock(&j->lock);
 	close_db(j);
+	SCOPE_LOCK(&j->lock);
+	j->ended = true;
+	pthread_cond_broadcast(&j->changed);
 	return NULL;
 }
 
@@ -442,13 +445,17 @@ void journal_close(struct journal *j, unsigned timeout_ms)
 {
 	if (!j)
 		return;
-	struct timespec until = clock_timespec(clock_now_ns() + timeout_ms * UINT64_C(1000000));
+	uint64_t deadline = clock_now_ms() + timeout_ms, now;
 	pthread_mutex_lock(&j->lock);
 	j->closing = true;
 	pthread_cond_broadcast(&j->changed);
+	while (!j->ended && (now = clock_now_ms()) < deadline)
+		timed_wait(j, (unsigned)(deadline - now));
+	bool ended = j->ended;
 	pthread_mutex_unlock(&j->lock);
-	if (pthread_clockjoin_np(j->thread, NULL, CLOCK_MONOTONIC, &until))
+	if (!ended)
 		return; /* its disk does not answer */
+	pthread_join(j->thread, NULL);
 	while (j->first) {
 		struct op *op = j->first;
 		j->first = op->next;

@@ -42,7 +42,7 @@ struct recorder {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
 	struct entry *begun; /* lock: told of, not taken yet */
-	bool closing;	     /* lock */
+	bool closing, ended; /* lock */
 	/* the thread's alone */
 	struct entry *open;
 	bool loaded;
@@ -404,7 +404,7 @@ static void *record_moves(void *arg)
 		take_begun(r);
 		pthread_mutex_unlock(&r->lock);
 		if (closing)
-			return NULL;
+			break;
 		if (!r->loaded && clock_now_ms() >= load_at) {
 			journal_flush(r->journal, INFO_TIMEOUT_MS, NULL);
 			load(r);
@@ -420,6 +420,10 @@ static void *record_moves(void *arg)
 			free(e);
 		}
 	}
+	SCOPE_LOCK(&r->lock);
+	r->ended = true;
+	pthread_cond_broadcast(&r->changed);
+	return NULL;
 }
 
 int recorder_start(struct daemon *d, struct error *err)
@@ -445,12 +449,16 @@ int recorder_start(struct daemon *d, struct error *err)
 void recorder_stop(struct daemon *d)
 {
 	struct recorder *r = d->recorder;
+	uint64_t until = clock_now_ns() + CLOSE_TIMEOUT_MS * UINT64_C(1000000);
+	struct timespec at = clock_timespec(until);
 	pthread_mutex_lock(&r->lock);
 	r->closing = true;
 	pthread_cond_broadcast(&r->changed);
+	while (!r->ended && clock_now_ns() < until)
+		pthread_cond_timedwait(&r->changed, &r->lock, &at);
+	bool ended = r->ended;
 	pthread_mutex_unlock(&r->lock);
-	struct timespec until = clock_timespec(clock_now_ns() + CLOSE_TIMEOUT_MS * UINT64_C(1000000));
-	if (!pthread_clockjoin_np(r->thread, NULL, CLOCK_MONOTONIC, &until))
+	if (ended)
 		journal_flush(r->journal, CLOSE_TIMEOUT_MS, NULL);
 }
 
