@@ -198,6 +198,8 @@ static int on_limits(struct loader *l, const struct ini_entry *e, struct error *
 		return ini_get_uint(e, 200, 3600000, &c->silence_ms, err);
 	if (!strcmp(e->key, "max-incoming"))
 		return ini_get_uint(e, 0, 1024, &c->max_incoming, err);
+	if (!strcmp(e->key, "moves-per-link"))
+		return ini_get_uint(e, 1, 64, &c->moves_per_link, err);
 	if (!strcmp(e->key, "mirror-grace-ms"))
 		return ini_get_uint(e, 1, 60000, &c->mirror_grace_ms, err);
 	if (!strcmp(e->key, "drain-timeout-ms"))
@@ -392,6 +394,7 @@ int host_config_parse(const char *text, size_t len, const char *path, struct hos
 	}
 	c->silence_ms = 10000;
 	c->max_incoming = 8;
+	c->moves_per_link = 2;
 	c->drain_timeout_ms = 5000;
 	c->mirror_grace_ms = 50;
 	c->retry_for_s = HOST_RETRY_FOR_S;

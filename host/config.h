@@ -44,13 +44,14 @@ struct host_peer {
  * NAME]  address, send, receive (yes), administer (no) [network] bridges = br0, br1 (bridges that an arriving
  * VM may use; absent: any bridge that exists) [backing NAME] path, format (raw | qcow2) [devices] allow =
  * /dev/vg0/vm-* (patterns of the block devices that an arriving disk may be put on; absent: none) [limits]
- * silence-ms (default 10000), max-incoming (8), allow-no-tls = no, drain-timeout-ms (5000), mirror-grace-ms
- * (50: how long a guest's write waits for the destination before it is acknowledged from the local disk
- * alone), retry-for (5m: how long a move that starts here tries again after its link was lost; 0 = not),
- * keep-partial (24h: how long the disks of an arrival that failed are kept here at the most; 0 = not),
- * certificate-validity (365d: of the certificate that paired hosts know) [programs] snvmm (default: beside
- * the daemon's own executable), cgroup (default: a "snmigrate-NAME" group under the daemon's own) Unknown
- * sections and keys are errors that name file and line.
+ * silence-ms (default 10000), max-incoming (8), moves-per-link (2: of a plan, at once to one host),
+ * allow-no-tls = no, drain-timeout-ms (5000), mirror-grace-ms (50: how long a guest's write waits for the
+ * destination before it is acknowledged from the local disk alone), retry-for (5m: how long a move that
+ * starts here tries again after its link was lost; 0 = not), keep-partial (24h: how long the disks of an
+ * arrival that failed are kept here at the most; 0 = not), certificate-validity (365d: of the certificate
+ * that paired hosts know) [programs] snvmm (default: beside the daemon's own executable), cgroup (default: a
+ * "snmigrate-NAME" group under the daemon's own) Unknown sections and keys are errors that name file and
+ * line.
  */
 struct host_config {
 	char path[4096]; /* absolute path of the file itself */
@@ -70,6 +71,7 @@ struct host_config {
 	char bridges[512];
 	unsigned silence_ms;
 	unsigned max_incoming;
+	unsigned moves_per_link;
 	unsigned drain_timeout_ms;
 	unsigned mirror_grace_ms;
 	unsigned retry_for_s, keep_partial_s, certificate_s;

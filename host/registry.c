@@ -480,6 +480,22 @@ int registry_arrival_store(const struct host_config *cfg, const char *uuid, json
 	return store_result(cfg, uuid, true, result, err);
 }
 
+static const char *const purposes[] = {
+	[MOVE_BY_ITSELF] = "", [MOVE_EVACUATION] = "evacuation", [MOVE_RETURN] = "return"};
+
+const char *move_purpose_name(enum move_purpose purpose)
+{
+	return purposes[purpose];
+}
+
+enum move_purpose move_purpose_parse(const char *name)
+{
+	for (unsigned i = 0; name && i < ARRAY_SIZE(purposes); i++)
+		if (!strcmp(name, purposes[i]))
+			return (enum move_purpose)i;
+	return MOVE_BY_ITSELF;
+}
+
 uint64_t registry_result_time_ms(const struct host_config *cfg, const char *uuid, bool arrival)
 {
 	char name[VM_UUID_CHARS + sizeof ARRIVAL_SUFFIX];

@@ -73,6 +73,13 @@ int registry_result_store(const struct host_config *cfg, const char *uuid, json_
 int registry_arrival_load(const struct host_config *cfg, const char *uuid, json_t **out, struct error *err);
 int registry_arrival_store(const struct host_config *cfg, const char *uuid, json_t *result,
 			   struct error *err);
+/* What a move is part of; the destination writes it into its last line ("purpose", left out for none). */
+enum move_purpose { MOVE_BY_ITSELF, MOVE_EVACUATION, MOVE_RETURN };
+/* "", evacuation, return */
+const char *move_purpose_name(enum move_purpose purpose);
+/* What is unknown, or NULL, is none. */
+enum move_purpose move_purpose_parse(const char *name);
+
 /* When it was written, in milliseconds since 1970; 0 when there is none. */
 uint64_t registry_result_time_ms(const struct host_config *cfg, const char *uuid, bool arrival);
 /* Calls each with every VM that has a last line, or a last arrival. */

@@ -20,11 +20,11 @@
 static const char *const own_names[] = {"vm.ini",     "files.json",   "partial.json",
 					"snvmm.sock", "console.sock", "run"};
 static const char *const subcommands[] = {
-	"move",	   "cancel",   "resolve",    "watch",	"pki",	    "help",    "version", "check",
-	"plan",	   "evacuate", "rehearse",   "status",	"list",	    "history", "pair",	  "hosts",
-	"config",  "create",   "start",	     "stop",	"pause",    "resume",  "info",	  "delete",
-	"console", "import",   "drain",	     "balance", "baseline", "compare", "set",	  "bandwidth",
-	"tune",	   "partial",  "dirty-rate", "peers",	"unpair"};
+	"move",	   "cancel",   "resolve",    "watch",	"pki",	    "help",	   "version", "check",
+	"plan",	   "evacuate", "rehearse",   "status",	"list",	    "history",	   "pair",    "hosts",
+	"config",  "create",   "start",	     "stop",	"pause",    "resume",	   "info",    "delete",
+	"console", "import",   "drain",	     "balance", "baseline", "compare",	   "set",     "bandwidth",
+	"tune",	   "partial",  "dirty-rate", "peers",	"unpair",   "maintenance", "return"};
 
 bool name_chars_valid(const char *name)
 {
@@ -103,7 +103,8 @@ enum {
 	SEEN_INITRD = 32,
 	SEEN_CMDLINE = 64,
 	SEEN_SERIAL = 128,
-	SEEN_CPU = 256
+	SEEN_CPU = 256,
+	SEEN_PRIORITY = 512
 };
 enum {
 	SEEN_PATH = 1,
@@ -159,6 +160,9 @@ static int on_vm(struct parser *p, const struct ini_entry *e, struct error *err)
 	} else if (!strcmp(e->key, "cpus")) {
 		bit = SEEN_CPUS;
 		rc = ini_get_uint(e, 1, CPUS_MAX, &d->cpus, err);
+	} else if (!strcmp(e->key, "priority")) {
+		bit = SEEN_PRIORITY;
+		rc = ini_get_uint(e, 0, VM_PRIORITY_MAX, &d->priority, err);
 	} else if (!strcmp(e->key, "kernel")) {
 		bit = SEEN_KERNEL;
 		rc = ini_get_string(e, d->kernel, sizeof d->kernel, err);
@@ -444,6 +448,9 @@ char *vmdef_format(const struct vm_definition *d)
 		fprintf(f, "uuid = %s\n", d->uuid);
 	fprintf(f, "memory = %llu\ncpus = %u\nkernel = %s\n", (unsigned long long)d->memory_bytes, d->cpus,
 		d->kernel);
+	/* older programs do not know it */
+	if (d->priority)
+		fprintf(f, "priority = %u\n", d->priority);
 	if (*d->initrd)
 		fprintf(f, "initrd = %s\n", d->initrd);
 	if (*d->cmdline)

@@ -15,6 +15,7 @@
 #define VM_NETS_MAX	  8
 #define VM_UUID_CHARS	  36
 #define VM_BACKING_MAX	  8
+#define VM_PRIORITY_MAX	  1000
 
 struct vm_disk_def {
 	char id[32];
@@ -41,6 +42,7 @@ struct vm_definition {
 	char uuid[VM_UUID_CHARS + 1]; /* [vm] uuid =, generated at create when absent */
 	uint64_t memory_bytes;
 	unsigned cpus;
+	unsigned priority; /* of an evacuation: the higher, the earlier; 0 when not given */
 	char kernel[4096], initrd[4096], cmdline[2048];
 	char serial[4096]; /* socket | file:PATH | stdio */
 	char cpu[4096]; /* "" (host), x86-64-v2, x86-64-v3, baseline, or, before it was read, baseline:FILE */

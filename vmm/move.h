@@ -10,6 +10,7 @@
 #include "host/config.h"
 #include "host/handover.h"
 #include "host/jsonl.h"
+#include "host/registry.h"
 #include "host/vmdef.h"
 #include "vmm/move_disk.h"
 #include "memxfer/memxfer.h"
@@ -81,6 +82,7 @@ struct move_options {
 	bool suspend; /* the guest stays paused at the destination */
 	bool no_tls;  /* data channels only */
 	enum move_postcopy postcopy;
+	enum move_purpose purpose;
 	enum move_backing_choice backing;
 	struct move_to_disk to_disk[VM_DISKS_MAX]; /* --to-disk ID=PATH */
 	unsigned nto_disk;

@@ -56,6 +56,7 @@ struct arrival {
 
 	/* from hello */
 	bool suspend, no_tls;
+	enum move_purpose purpose;
 	unsigned nstreams;
 	struct arrival_file files[ARRIVAL_FILES_MAX];
 	unsigned nfiles;

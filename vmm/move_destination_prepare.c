@@ -184,6 +184,7 @@ int arrival_read_hello(struct arrival *a, json_t *hello, struct error *err)
 		rc = move_need_u64(hello, "keep_partial_s", HOST_KEEP_PARTIAL_MAX_S, &a->keep_s, err);
 	if (a->keep_s > vm->cfg->keep_partial_s)
 		a->keep_s = vm->cfg->keep_partial_s;
+	a->purpose = move_purpose_parse(json_string_value(json_object_get(hello, "purpose")));
 	a->suspend = json_is_true(json_object_get(hello, "suspend"));
 	a->no_tls = json_is_true(json_object_get(hello, "no_tls"));
 	if (!rc && a->no_tls && !vm->cfg->allow_no_tls)

@@ -48,6 +48,8 @@ void arrival_note_end(struct arrival *a, const char *result, int exit_status, co
 			  exit_status == EXIT_MOVED ? "cleanup" : arrival_stage_name(a), "total_ms",
 			  (json_int_t)(clock_now_ms() - a->begun_ms));
 	struct error err = ERROR_INIT;
+	if (line && a->purpose != MOVE_BY_ITSELF)
+		json_object_set_new(line, "purpose", json_string(move_purpose_name(a->purpose)));
 	if (line)
 		add_figures(line, figures);
 	if (line && registry_arrival_store(a->vm->cfg, def->uuid, line, &err))

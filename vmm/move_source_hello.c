@@ -184,6 +184,7 @@ int move_options_parse(json_t *request, struct move_options *opt, struct error *
 	opt->rehearse = json_is_true(json_object_get(o, "rehearse"));
 	opt->suspend = json_is_true(json_object_get(o, "suspend"));
 	opt->no_tls = json_is_true(json_object_get(o, "no_tls"));
+	opt->purpose = move_purpose_parse(json_string_value(json_object_get(o, "purpose")));
 	return 0;
 }
 
@@ -318,6 +319,8 @@ static json_t *make_hello(struct move *mv, struct travel_file *files, unsigned n
 		error_errno(err, ENOMEM, "hello");
 		return NULL;
 	}
+	if (mv->opt.purpose != MOVE_BY_ITSELF)
+		json_object_set_new(hello, "purpose", json_string(move_purpose_name(mv->opt.purpose)));
 	if (mv->opt.keep_partial_s != MOVE_AS_CONFIGURED)
 		json_object_set_new(hello, "keep_partial_s", json_integer(mv->opt.keep_partial_s));
 	if (mv->opt.postcopy != MOVE_POSTCOPY_NEVER)

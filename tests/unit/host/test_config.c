@@ -59,7 +59,7 @@ START_TEST(everything_is_read)
 			   "[backing debian]\npath = images/d.qcow2\nformat = qcow2\n"
 			   "[devices]\nallow = /dev/vg0/vm-*, /dev/loop7\n"
 			   "[limits]\nretry-for = 90s\nkeep-partial = 2d\nsilence-ms = 1000\nmax-incoming = "
-			   "3\nallow-no-tls = "
+			   "3\nmoves-per-link = 5\nallow-no-tls = "
 			   "yes\n[programs]\nsnvmm = /x/snvmm\n") == 0,
 		      "%s", err.message);
 	char want[300];
@@ -98,6 +98,7 @@ START_TEST(everything_is_read)
 		ck_assert_msg(!host_config_device_allowed(cfg, not_allowed[i]), "%s", not_allowed[i]);
 	ck_assert_uint_eq(cfg->silence_ms, 1000);
 	ck_assert_uint_eq(cfg->max_incoming, 3);
+	ck_assert_uint_eq(cfg->moves_per_link, 5);
 	ck_assert_uint_eq(cfg->retry_for_s, 90);
 	ck_assert_uint_eq(cfg->keep_partial_s, 2 * 86400);
 	ck_assert(cfg->allow_no_tls);
@@ -112,6 +113,7 @@ START_TEST(defaults)
 	ck_assert_str_eq(cfg->control, "/var/lib/s/control.sock");
 	ck_assert_uint_eq(cfg->silence_ms, 10000);
 	ck_assert_uint_eq(cfg->max_incoming, 8);
+	ck_assert_uint_eq(cfg->moves_per_link, 2);
 	ck_assert_uint_eq(cfg->retry_for_s, 300);
 	ck_assert_uint_eq(cfg->keep_partial_s, 86400);
 	ck_assert_uint_eq(cfg->drain_timeout_ms, 5000);

@@ -23,7 +23,7 @@ static int parse(const char *text)
 START_TEST(whole_definition)
 {
 	ck_assert_msg(parse(HEAD UUID
-			    "cpus = 2\ninitrd = /boot/initrd.img\ncmdline = console=ttyS0 root=/dev/vda1 "
+			    "cpus = 2\npriority = 7\ninitrd = /boot/initrd.img\ncmdline = console=ttyS0 root=/dev/vda1 "
 			    "a=\"b;c\"\n"
 			    "serial = file:/var/log/vm1\n[disk root]\npath = root.qcow2\nformat = qcow2\n"
 			    "backing = /images/a.qcow2, /images/b.raw\n"
@@ -33,6 +33,7 @@ START_TEST(whole_definition)
 	ck_assert_str_eq(def.name, "vm1");
 	ck_assert_uint_eq(def.memory_bytes, UINT64_C(2) << 30);
 	ck_assert_uint_eq(def.cpus, 2);
+	ck_assert_uint_eq(def.priority, 7);
 	ck_assert_str_eq(def.cmdline, "console=ttyS0 root=/dev/vda1 a=\"b;c\"");
 	ck_assert_str_eq(def.serial, "file:/var/log/vm1");
 	ck_assert_uint_eq(def.ndisks, 2);
@@ -60,6 +61,9 @@ START_TEST(defaults)
 {
 	ck_assert_int_eq(parse(HEAD), 0);
 	ck_assert_uint_eq(def.cpus, 1);
+	ck_assert_uint_eq(def.priority, 0);
+	CLEANUP_FREE char *text = vmdef_format(&def);
+	ck_assert_ptr_null(strstr(text, "priority"));
 	ck_assert_str_eq(def.serial, "socket");
 	ck_assert_str_eq(def.uuid, "");
 	ck_assert_uint_eq(def.ndisks, 0);
@@ -95,9 +99,11 @@ static const struct {
 	{"[vm]\nmemory = much\n", "not a size"},
 	{"[vm]\ncpus = 65\n", "not a number from 1 to 64"},
 	{"[vm]\ncpus = 0\n", "not a number from 1 to 64"},
+	{"[vm]\npriority = 1001\n", "not a number from 0 to 1000"},
 	{"[vm]\nserial = file:relative\n", "none of socket"},
 	{"[vm]\nfirmware = CLOUDHV.fd\n", "vm.ini:2: firmware: not supported yet"},
 	{"[vm]\ncpus = 1\ncpus = 2\n", "vm.ini:3: cpus: given twice"},
+	{"[vm]\npriority = 1\npriority = 2\n", "vm.ini:3: priority: given twice"},
 	{"[vm x]\n", "takes no name"},
 	{"[disk]\n", "needs a name"},
 	{"[disk a/b]\n", "must be at most"},
