@@ -138,6 +138,9 @@ install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/snmigrate
 	install -m 0755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
 	install -m 0644 README.md LICENSE docs/*.md $(DESTDIR)$(PREFIX)/share/doc/snmigrate
+	install -d $(DESTDIR)$(PREFIX)/share/doc/snmigrate/examples
+	install -m 0755 examples/*.sh $(DESTDIR)$(PREFIX)/share/doc/snmigrate/examples
+	install -m 0644 examples/*.service $(DESTDIR)$(PREFIX)/share/doc/snmigrate/examples
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 	install -m 0644 tools/completion/snmigrate.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/snmigrate
 	ln -sf snmigrate $(DESTDIR)$(PREFIX)/share/bash-completion/completions/snvm

@@ -95,11 +95,11 @@ static json_t *make_question(const struct vm_ref *vm, const struct check_facts *
 	return q;
 }
 
-static void ask_destination(struct daemon *d, const struct vm_ref *vm, struct check_facts *f)
+static void ask_destination(struct daemon *d, const struct vm_ref *vm, bool measure, struct check_facts *f)
 {
 	struct error why = ERROR_INIT;
-	json_t *question = make_question(vm, f, true), *facts = NULL;
-	int rc = check_ask(d->cfg, f->there, question, true, f, &facts, &why);
+	json_t *question = make_question(vm, f, measure), *facts = NULL;
+	int rc = check_ask(d->cfg, f->there, question, measure, f, &facts, &why);
 	if (!rc)
 		rc = check_take_destination(f, facts, &why);
 	if (rc)
@@ -133,6 +133,24 @@ static json_t *report(const struct check_facts *f)
 			 "clock_offset_ms", (json_int_t)f->clock_offset_ms);
 }
 
+void check_collect(struct daemon *d, struct vm_ref *vm, const char *host, unsigned measure,
+		   struct check_facts *f)
+{
+	snprintf(f->vm, sizeof f->vm, "%s", vm->rec.name);
+	snprintf(f->here, sizeof f->here, "%s", d->cfg->name);
+	snprintf(f->there, sizeof f->there, "%s", host);
+	if (!f->max_downtime_ms)
+		f->max_downtime_ms = DOWNTIME_DEFAULT_MS;
+	host_facts_collect("", &f->own);
+	judge_record(d, vm, f);
+	bool live = keeper_is_live(vm->keeper);
+	if (live)
+		ask_vm(vm, f);
+	if (!live || !(measure & CHECK_MEASURE_GUEST) || !measure_dirty_rate(vm, f))
+		take_dirty_rate(d, vm->rec.uuid, f);
+	ask_destination(d, vm, measure & CHECK_MEASURE_HOST, f);
+}
+
 int command_check(struct command_context *c, struct error *err)
 {
 	struct daemon *d = c->daemon;
@@ -149,20 +167,10 @@ int command_check(struct command_context *c, struct error *err)
 	struct check_facts *f = calloc(1, sizeof *f);
 	if (!f)
 		return error_errno(err, ENOMEM, "check"), EXIT_FAILED;
-	snprintf(f->vm, sizeof f->vm, "%s", vm.rec.name);
-	snprintf(f->here, sizeof f->here, "%s", d->cfg->name);
-	snprintf(f->there, sizeof f->there, "%s", host);
-	f->max_downtime_ms =
-		downtime > 0 && downtime <= DOWNTIME_MAX_MS ? (unsigned)downtime : DOWNTIME_DEFAULT_MS;
+	if (downtime > 0 && downtime <= DOWNTIME_MAX_MS)
+		f->max_downtime_ms = (unsigned)downtime;
 	f->backing_chosen = json_is_true(json_object_get(c->request, "backing"));
-	host_facts_collect("", &f->own);
-	judge_record(d, &vm, f);
-	bool live = keeper_is_live(vm.keeper);
-	if (live)
-		ask_vm(&vm, f);
-	if (!live || !measure_dirty_rate(&vm, f))
-		take_dirty_rate(d, vm.rec.uuid, f);
-	ask_destination(d, &vm, f);
+	check_collect(d, &vm, host, CHECK_MEASURE_GUEST | CHECK_MEASURE_HOST, f);
 	reply_ok(c->client, report(f));
 	check_facts_free(f);
 	free(f);

@@ -22,6 +22,7 @@
 #include "base/clock.h"
 #include "base/cond.h"
 #include "base/log.h"
+#include "host/evacuate.h"
 #include "host/fsutil.h"
 #include "host/pair_codes.h"
 #include "host/partial.h"
@@ -401,7 +402,9 @@ int daemon_run(const struct host_config *cfg, struct error *err)
 	if (rc < 0)
 		return rc;
 	keep_arrivals(d);
-	rc = start_thread(sweep_partials, d, err);
+	rc = evacuator_start(d, err);
+	if (!rc)
+		rc = start_thread(sweep_partials, d, err);
 	if (!rc)
 		rc = start_thread(renew_certificate, d, err);
 	if (rc)

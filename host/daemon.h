@@ -47,12 +47,14 @@ struct worker;
 struct pair_codes;
 struct arrival;
 struct recorder;
+struct evacuator;
 
 struct daemon {
 	const struct host_config *cfg;
-	struct recorder *recorder; /* host/recorder.h; there before the first thread */
-	pthread_mutex_t lock;	   /* all that follows, and the fields of keepers and workers that say so */
-	pthread_cond_t changed;	   /* CLOCK_MONOTONIC; broadcast when a keeper's state changes */
+	struct recorder *recorder;   /* host/recorder.h; there before the first thread */
+	struct evacuator *evacuator; /* host/evacuate.h; likewise */
+	pthread_mutex_t lock;	     /* all that follows, and the fields of keepers and workers that say so */
+	pthread_cond_t changed;	     /* CLOCK_MONOTONIC; broadcast when a keeper's state changes */
 	struct keeper *keepers;
 	struct worker *workers;
 	struct arrival *arrivals; /* connections in their preamble */
@@ -153,6 +155,18 @@ int command_baseline(struct command_context *c, struct error *err);
 int command_set(struct command_context *c, struct error *err);
 /* host/commands_check.c */
 int command_check(struct command_context *c, struct error *err);
+/* What takes a second or two each: the guest's dirty rate; the other host's disk and the link to it. */
+#define CHECK_MEASURE_GUEST 1u
+#define CHECK_MEASURE_HOST  2u
+/* The facts of both sides into *f, zeroed but for how it would be moved. */
+struct check_facts;
+void check_collect(struct daemon *d, struct vm_ref *vm, const char *host, unsigned measure,
+		   struct check_facts *f);
+/* host/commands_evacuate.c */
+int command_evacuate(struct command_context *c, struct error *err);
+int command_return(struct command_context *c, struct error *err);
+int command_plan(struct command_context *c, struct error *err);
+int command_maintenance(struct command_context *c, struct error *err);
 /* host/commands_status.c */
 int command_history(struct command_context *c, struct error *err);
 int command_status(struct command_context *c, struct error *err);

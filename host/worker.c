@@ -17,6 +17,7 @@
 #include "host/daemon.h"
 #include "host/exit.h"
 #include "host/fsutil.h"
+#include "host/maintenance.h"
 #include "host/recorder.h"
 #include "host/pair_codes.h"
 #include "host/pair_serve.h"
@@ -190,6 +191,8 @@ static int admit(struct worker *w, json_t *request, struct error *err)
 	if (!rc && !trusted.may_send)
 		rc = trust_refuse_send(d->cfg, &trusted, err);
 	if (!rc)
+		rc = maintenance_check(d->cfg, err);
+	if (!rc)
 		rc = check_name(d, name, uuid, err);
 	struct keeper *k = rc ? NULL : keeper_get(d, uuid, err);
 	if (!rc && !k)
@@ -240,7 +243,8 @@ static int may_arrive(struct worker *w, json_t *request, json_t **refusals, stru
 	if (!uuid || !vm_uuid_valid(uuid) || !name || memory < 0)
 		return error_set(err, EPROTO, "check: uuid, name and memory_bytes are needed");
 	struct vm_record rec;
-	struct error why[4] = {{0}};
+	struct error why[5] = {{0}};
+	maintenance_check(d->cfg, &why[4]);
 	const char *peer = json_string_value(json_object_get(request, "peer"));
 	struct trust_peer trusted;
 	if (peer && trust_peer_find(d->cfg, peer, &trusted, &why[3]) == 0 && !trusted.may_send)

@@ -17,14 +17,25 @@ static const struct {
 	const char *name;
 	int (*run)(struct snmigrate *s, int argc, char **argv);
 	bool elsewhere; /* --on goes with it */
-} subcommands[] = {{"move", snmigrate_move, false},	    {"watch", snmigrate_watch, false},
-		   {"tune", snmigrate_tune, true},	    {"dirty-rate", snmigrate_dirty_rate, true},
-		   {"cancel", snmigrate_cancel, true},	    {"resolve", snmigrate_resolve, false},
-		   {"partial", snmigrate_partial, true},    {"check", snmigrate_check, false},
-		   {"baseline", snmigrate_baseline, false}, {"rehearse", snmigrate_rehearse, false},
-		   {"history", snmigrate_history, false},   {"status", snmigrate_status, true},
-		   {"pair", snmigrate_pair, false},	    {"peers", snmigrate_peers, true},
-		   {"unpair", snmigrate_unpair, false},	    {"pki", snmigrate_pki, false}};
+} subcommands[] = {{"move", snmigrate_move, false},
+		   {"watch", snmigrate_watch, false},
+		   {"tune", snmigrate_tune, true},
+		   {"dirty-rate", snmigrate_dirty_rate, true},
+		   {"cancel", snmigrate_cancel, true},
+		   {"resolve", snmigrate_resolve, false},
+		   {"partial", snmigrate_partial, true},
+		   {"check", snmigrate_check, false},
+		   {"baseline", snmigrate_baseline, false},
+		   {"rehearse", snmigrate_rehearse, false},
+		   {"history", snmigrate_history, false},
+		   {"status", snmigrate_status, true},
+		   {"pair", snmigrate_pair, false},
+		   {"peers", snmigrate_peers, true},
+		   {"unpair", snmigrate_unpair, false},
+		   {"pki", snmigrate_pki, false},
+		   {"evacuate", snmigrate_evacuate, false},
+		   {"return", snmigrate_return, false},
+		   {"maintenance", snmigrate_maintenance, true}};
 
 static void usage(FILE *out)
 {
@@ -91,6 +102,20 @@ static void usage(FILE *out)
 	      "       snmigrate baseline HOST...             print the CPU features that all of them have, "
 	      "for "
 	      "snvm set\n"
+	      "       snmigrate evacuate HOST [OPTION...]    move all VMs of this host away, as the daemon "
+	      "plans\n"
+	      "         --to HOST,HOST      only to these (all other hosts that are configured)\n"
+	      "         --parallel N        so many moves at once (2)\n"
+	      "         --deadline TIME     begin nothing after that time, such as 30m\n"
+	      "         --order HOW         priority (as the VMs' definitions say), size or fastest\n"
+	      "         --with-storage, --backing MODE, --json   as of a move\n"
+	      "         --dry-run           only the plan: who goes where, why, how long, and what stays\n"
+	      "       snmigrate evacuate --status | --follow | --cancel [--json]\n"
+	      "                                              of the evacuation, or return, that is under way "
+	      "here\n"
+	      "       snmigrate return HOST [OPTION...]      move VMs back that an evacuation of HOST "
+	      "brought here\n"
+	      "       snmigrate maintenance on|off           on: no VM may arrive at this host\n"
 	      "       snmigrate status [--json]              what moves, what waits for you, and the last "
 	      "moves\n"
 	      "       snmigrate history [VM] [--since TIME] [--limit N] [--json]\n"

@@ -172,7 +172,7 @@ assert_good() { # heartbeat line
 		[ "$(hb_field "$1" $f)" = 0 ] || fail "$f in: $1"
 	done
 }
-# native_vm HOST NAME MEMORY "GUEST OPTIONS": a raw and a qcow2 disk of DISK_MB each, of which FILL_MB are random
+# native_vm HOST NAME MEMORY "GUEST OPTIONS" (VM_EXTRA: one more line of [vm]): a raw and a qcow2 disk of DISK_MB each, of which FILL_MB are random
 native_vm() {
 	local h=$1 name=$2 memory=$3 options=$4 d=$T/make.$2
 	mkdir -p "$d"
@@ -187,6 +187,7 @@ cpus = ${CPUS:-1}
 kernel = $GUEST
 cmdline = $options
 serial = socket
+${VM_EXTRA:-}
 [disk root]
 path = root.qcow2
 format = qcow2

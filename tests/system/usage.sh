@@ -104,6 +104,23 @@ for bad in send +all -x =send address=; do wrong "peers set: '$bad' is not" snmi
 wrong "unpair takes one host" snmigrate unpair
 wrong "unpair takes one host" snmigrate unpair host1 host2
 wrong "unknown or ambiguous option '--nonsense'" snmigrate unpair host1 --nonsense
+wrong "evacuate takes one host" snmigrate evacuate
+wrong "evacuate takes one host" snmigrate evacuate host1 host2
+wrong "evacuate takes one host" snmigrate evacuate "$(printf 'x%.0s' {1..64})"
+wrong "return takes one host" snmigrate return
+wrong "return does not take --to" snmigrate return host1 --to=host2
+wrong "return does not take --cancel" snmigrate return --cancel
+for bad in , a,,b ''; do wrong "--to" snmigrate evacuate host1 --to "$bad"; done
+for bad in 0 65 -1 x ''; do wrong "--parallel $bad: not a number" snmigrate evacuate host1 --parallel "$bad"; done
+for bad in 0 soon 31d ''; do wrong "--deadline $bad: not a time" snmigrate evacuate host1 --deadline "$bad"; done
+wrong "--order smallest: priority, size or fastest" snmigrate evacuate host1 --order smallest
+wrong "--backing copy: flatten, chain or reuse" snmigrate evacuate host1 --backing copy
+wrong "evacuate --status stands by itself" snmigrate evacuate --status host1
+wrong "evacuate --cancel stands by itself" snmigrate evacuate --cancel --with-storage
+wrong "does not take --follow beside" snmigrate evacuate --status --follow
+wrong "maintenance takes on or off" snmigrate maintenance
+wrong "maintenance takes on or off" snmigrate maintenance maybe
+wrong "maintenance takes on or off" snmigrate maintenance on off
 wrong "pki takes" snmigrate pki
 wrong "pki" snmigrate pki init
 wrong "pki" snmigrate pki issue DIR host1

@@ -249,6 +249,8 @@ static void print_list(const char *title, const char *none, const json_t *list, 
 static void print_status(const json_t *o)
 {
 	char error[SHOWN_BYTES];
+	if (is_on(o, "maintenance"))
+		printf("In maintenance: no VM may arrive (snmigrate maintenance off).\n");
 	print_list("Moving:", "Nothing is moving.", json_object_get(o, "moving"), print_moving);
 	print_list("Waiting:", NULL, json_object_get(o, "waiting"), print_waiting);
 	print_list("Kept of arrivals that failed (snmigrate partial):", NULL, json_object_get(o, "partials"),

@@ -25,6 +25,10 @@ int snmigrate_baseline(struct snmigrate *s, int argc, char **argv);
 /* tools/libsnmigrate/move.c: all but the handover */
 int snmigrate_rehearse(struct snmigrate *s, int argc, char **argv);
 int snmigrate_check(struct snmigrate *s, int argc, char **argv);
+/* tools/libsnmigrate/evacuate.c */
+int snmigrate_evacuate(struct snmigrate *s, int argc, char **argv);
+int snmigrate_return(struct snmigrate *s, int argc, char **argv);
+int snmigrate_maintenance(struct snmigrate *s, int argc, char **argv);
 /* tools/libsnmigrate/history.c */
 int snmigrate_history(struct snmigrate *s, int argc, char **argv);
 int snmigrate_status(struct snmigrate *s, int argc, char **argv);

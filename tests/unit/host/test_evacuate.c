@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* How a plan ends, as scripts see it; and maintenance, which outlives everything but "off". */
+#include <check.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "host/daemon.h"
+#include "host/evacuate.h"
+#include "host/exit.h"
+#include "host/maintenance.h"
+
+#define VMS 4
+
+/* clang-format off */
+static const struct {
+	enum run_kind kind;
+	enum run_state vms[VMS];
+	int exits[VMS];
+	bool cancelled;
+	unsigned others;
+	const char *result;
+	int exit;
+	const char *reason;
+} ends[] = {
+	{RUN_EVACUATION, {RUN_MOVED, RUN_MOVED, RUN_MOVED, RUN_MOVED}, {0}, false, 0, "moved", EXIT_MOVED, "4 moved, 0 stay"},
+	{RUN_EVACUATION, {RUN_MOVED, RUN_OFF, RUN_OFF, RUN_MOVED}, {0}, false, 0, "moved", EXIT_MOVED, "2 moved, 0 stay, 2 not running"},
+	{RUN_EVACUATION, {RUN_MOVED, RUN_MOVED, RUN_MOVED, RUN_MOVED}, {0, EXIT_NOT_CLEANED}, false, 0, "moved", EXIT_NOT_CLEANED,
+	 "4 moved, 0 stay, 1 of those moved not cleaned up here"},
+	{RUN_EVACUATION, {RUN_MOVED, RUN_STAYS, RUN_FAILED, RUN_MOVED}, {0}, false, 0, "incomplete", EXIT_FAILED, "2 moved, 2 stay"},
+	/* one that a person cancelled, without the plan */
+	{RUN_EVACUATION, {RUN_MOVED, RUN_CANCELLED, RUN_MOVED, RUN_MOVED}, {0}, false, 0, "incomplete", EXIT_FAILED, "3 moved, 1 stay"},
+	{RUN_EVACUATION, {RUN_MOVED, RUN_CANCELLED, RUN_MOVED, RUN_MOVED}, {0}, true, 0, "cancelled", EXIT_CANCELLED, "3 moved, 1 stay"},
+	/* it came too late to keep anything here */
+	{RUN_EVACUATION, {RUN_MOVED, RUN_MOVED, RUN_MOVED, RUN_MOVED}, {0}, true, 0, "moved", EXIT_MOVED, "4 moved, 0 stay"},
+	{RUN_EVACUATION, {RUN_MOVED, RUN_MOVED, RUN_MOVED, RUN_MOVED}, {0}, false, 1, "incomplete", EXIT_FAILED,
+	 "4 moved, 0 stay, 1 started or arrived here meanwhile"},
+	{RUN_RETURN, {RUN_MOVED, RUN_MOVED, RUN_MOVED, RUN_MOVED}, {0}, false, 3, "moved", EXIT_MOVED, "4 moved, 0 stay"},
+	{RUN_EVACUATION, {RUN_MOVED, RUN_IN_DOUBT, RUN_STAYS, RUN_MOVED}, {0}, true, 0, "in-doubt", EXIT_IN_DOUBT, "2 moved, 1 stay, 1 in doubt"},
+	{RUN_EVACUATION, {RUN_MOVED, RUN_IN_DOUBT, RUN_CRASHED, RUN_MOVED}, {0}, false, 0, "crashed", EXIT_CRASHED,
+	 "2 moved, 0 stay, 1 in doubt, 1 crashed"},
+};
+/* clang-format on */
+
+START_TEST(a_plan_ends)
+{
+	struct run *run = run_new(VMS);
+	ck_assert_ptr_nonnull(run);
+	run->kind = ends[_i].kind;
+	run->cancelled = ends[_i].cancelled;
+	for (unsigned i = 0; i < VMS; i++) {
+		run->vms[i].state = ends[_i].vms[i];
+		run->vms[i].exit = ends[_i].exits[i];
+	}
+	run_conclude(run, ends[_i].others);
+	ck_assert_str_eq(run->result, ends[_i].result);
+	ck_assert_int_eq(run->exit, ends[_i].exit);
+	ck_assert_str_eq(run->reason, ends[_i].reason);
+	run_release(run);
+}
+END_TEST
+
+START_TEST(names_of_states)
+{
+	enum run_state state;
+	for (int i = RUN_WAITING; i <= RUN_CRASHED; i++) {
+		ck_assert_int_eq(run_state_parse(run_state_name((enum run_state)i), &state), 0);
+		ck_assert_int_eq((int)state, i);
+		ck_assert_int_eq(run_state_is_final(state), i > RUN_MOVING);
+	}
+	ck_assert_int_eq(run_state_parse("gone", &state), -EINVAL);
+}
+END_TEST
+
+START_TEST(as_json)
+{
+	struct host_config cfg = {.name = "hosta"};
+	struct daemon d = {.cfg = &cfg};
+	struct run *run = run_new(2);
+	strcpy(run->vms[0].name, "vm1");
+	strcpy(run->vms[0].reason, "fits \xff");
+	run->vms[0].state = RUN_MOVED;
+	run->begun_ms = 1000;
+	run->vms[0].begun_ms = 1500;
+	run->vms[0].ended_ms = 4000;
+	run->vms[1].state = RUN_MOVING;
+	run->vms[1].percent = 31;
+	json_t *o = run_to_json(&d, run), *vms = json_object_get(o, "vms");
+	ck_assert_ptr_nonnull(o);
+	ck_assert(json_is_null(json_object_get(o, "exit")) &&
+		  json_is_null(json_object_get(o, "predicted_ms")));
+	json_t *vm = json_array_get(vms, 0);
+	ck_assert_int_eq(json_integer_value(json_object_get(vm, "begin_ms")), 500);
+	ck_assert_int_eq(json_integer_value(json_object_get(vm, "end_ms")), 3000);
+	ck_assert(json_is_null(json_object_get(vm, "percent")));
+	vm = json_array_get(vms, 1);
+	ck_assert(json_number_value(json_object_get(vm, "percent")) > 30);
+	ck_assert(json_is_null(json_object_get(vm, "end_ms")) &&
+		  json_is_null(json_object_get(vm, "begin_ms")));
+	json_decref(o);
+	run_release(run);
+}
+END_TEST
+
+START_TEST(maintenance_is_a_file)
+{
+	struct host_config cfg = {.name = "hosta"};
+	struct error err = ERROR_INIT;
+	char dir[] = "/tmp/snm-maintenance.XXXXXX", path[64];
+	ck_assert_ptr_nonnull(mkdtemp(dir));
+	snprintf(cfg.state_dir, sizeof cfg.state_dir, "%s", dir);
+	snprintf(path, sizeof path, "%s/maintenance", dir);
+	ck_assert(!maintenance_is_on(&cfg));
+	ck_assert_int_eq(maintenance_check(&cfg, &err), 0);
+	ck_assert_int_eq(maintenance_set(&cfg, false, &err), 0);
+	for (int i = 0; i < 2; i++) {
+		ck_assert_int_eq(maintenance_set(&cfg, true, &err), 0);
+		ck_assert(maintenance_is_on(&cfg));
+	}
+	ck_assert_int_eq(maintenance_check(&cfg, &err), -EPERM);
+	ck_assert_ptr_nonnull(strstr(err.message, "host hosta is in maintenance"));
+	ck_assert_int_eq(maintenance_set(&cfg, false, &err), 0);
+	ck_assert(!maintenance_is_on(&cfg));
+	/* whatever is there by that name counts, and a folder that cannot be looked into */
+	ck_assert_int_eq(symlink("nowhere", path), 0);
+	ck_assert(maintenance_is_on(&cfg));
+	ck_assert_int_eq(maintenance_set(&cfg, false, &err), 0);
+	ck_assert(!maintenance_is_on(&cfg));
+	rmdir(dir);
+	ck_assert(maintenance_is_on(&cfg));
+	ck_assert_int_eq(maintenance_set(&cfg, true, &err), -ENOENT);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("evacuate");
+	TCase *t = tcase_create("evacuate");
+	tcase_add_loop_test(t, a_plan_ends, 0, ARRAY_SIZE(ends));
+	tcase_add_test(t, names_of_states);
+	tcase_add_test(t, as_json);
+	tcase_add_test(t, maintenance_is_a_file);
+	suite_add_tcase(s, t);
+	SRunner *r = srunner_create(s);
+	srunner_run_all(r, CK_ENV);
+	int failed = srunner_ntests_failed(r);
+	srunner_free(r);
+	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
