@@ -8,6 +8,7 @@
 
 #include "base/cleanup.h"
 #include "host/daemon.h"
+#include "host/evacuate.h"
 #include "host/exit.h"
 #include "host/journal.h"
 #include "host/maintenance.h"
@@ -167,10 +168,10 @@ int command_status(struct command_context *c, struct error *err)
 		json_decref(partials);
 		return EXIT_FAILED;
 	}
-	reply_ok(c->client,
-		 json_pack("{s:s, s:b, s:s, s:o, s:o, s:o, s:o, s:o}", "host", d->cfg->name, "maintenance",
-			   maintenance_is_on(d->cfg), "program", SNM_VERSION, "moving", all.moving, "waiting",
-			   all.waiting, "partials", partials, "last", last, "journal_error",
-			   journal.code ? jsonl_text(journal.message) : json_null()));
+	reply_ok(c->client, json_pack("{s:s, s:b, s:o, s:s, s:o, s:o, s:o, s:o, s:o}", "host", d->cfg->name,
+				      "maintenance", maintenance_is_on(d->cfg), "plan", evacuator_summary(d),
+				      "program", SNM_VERSION, "moving", all.moving, "waiting", all.waiting,
+				      "partials", partials, "last", last, "journal_error",
+				      journal.code ? jsonl_text(journal.message) : json_null()));
 	return 0;
 }

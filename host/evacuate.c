@@ -500,6 +500,13 @@ int evacuator_is_free(struct daemon *d, struct error *err)
 	return rc;
 }
 
+json_t *evacuator_summary(struct daemon *d)
+{
+	struct evacuator *e = d->evacuator;
+	SCOPE_LOCK(&e->lock);
+	return e->run && !e->run->ended_ms ? run_summary(e->run) : json_null();
+}
+
 int evacuator_begin(struct daemon *d, struct run *run, struct error *err)
 {
 	struct evacuator *e = d->evacuator;

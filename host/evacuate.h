@@ -101,6 +101,8 @@ void evacuator_wait(struct daemon *d, unsigned ms);
 struct run *evacuator_run(struct daemon *d);
 /* -EBUSY while a plan is under way. */
 int evacuator_is_free(struct daemon *d, struct error *err);
+/* For status: null with no plan under way (as far as is known yet: it does not wait). New reference. */
+json_t *evacuator_summary(struct daemon *d);
 /* Takes the run over; sets id and the like. -EBUSY while another one is under way; then it stays the
  * caller's. */
 int evacuator_begin(struct daemon *d, struct run *run, struct error *err);
@@ -116,6 +118,8 @@ void run_release(struct run *run);
 /* Locked. New references. */
 json_t *run_vm_to_json(const struct run *run, const struct run_vm *vm);
 json_t *run_to_json(const struct daemon *d, const struct run *run);
+/* kind, vms, moved, moving and waiting (numbers). */
+json_t *run_summary(const struct run *run);
 /* Locked. Sets result, exit and reason by how the VMs ended; others: how many VMs run here that the plan did
  * not know. */
 void run_conclude(struct run *run, unsigned others);

@@ -88,6 +88,13 @@ static unsigned count(const struct run *run, enum run_state state)
 	return n;
 }
 
+json_t *run_summary(const struct run *run)
+{
+	return json_pack("{s:s, s:i, s:i, s:i, s:i}", "kind", run_kind_name(run->kind), "vms", (int)run->nvms,
+			 "moved", (int)count(run, RUN_MOVED), "moving", (int)count(run, RUN_MOVING),
+			 "waiting", (int)count(run, RUN_WAITING));
+}
+
 static void conclude(struct run *run, const char *result, int exit_status)
 {
 	snprintf(run->result, sizeof run->result, "%s", result);

@@ -82,6 +82,8 @@ evacuate --parallel 2
 wait_plan a '[.vms[] | select(.state == "moving" and .phase != "")] | length == 2'
 kill -KILL $evacuator
 wait $evacuator 2>/dev/null || true
+snmigrate a status >"$T/out" || true
+grep -q "^An evacuation is under way: [0-4] of 5 VMs moved" "$T/out" || fail "status: $(cat "$T/out")"
 refuse 3 "an evacuation is under way here already" snmigrate a evacuate hosta --with-storage
 wait_plan a '[.vms[] | select(.state == "moved")] | length >= 1'
 daemon_kill a

@@ -251,6 +251,15 @@ static void print_status(const json_t *o)
 	char error[SHOWN_BYTES];
 	if (is_on(o, "maintenance"))
 		printf("In maintenance: no VM may arrive (snmigrate maintenance off).\n");
+	const json_t *plan = json_object_get(o, "plan");
+	if (json_is_object(plan))
+		printf("%s under way: %lld of %lld VMs moved, %lld moving, %lld waiting (snmigrate evacuate "
+		       "--status).\n",
+		       strcmp(text(plan, "kind"), "return") ? "An evacuation is" : "A return is",
+		       (long long)json_integer_value(json_object_get(plan, "moved")),
+		       (long long)json_integer_value(json_object_get(plan, "vms")),
+		       (long long)json_integer_value(json_object_get(plan, "moving")),
+		       (long long)json_integer_value(json_object_get(plan, "waiting")));
 	print_list("Moving:", "Nothing is moving.", json_object_get(o, "moving"), print_moving);
 	print_list("Waiting:", NULL, json_object_get(o, "waiting"), print_waiting);
 	print_list("Kept of arrivals that failed (snmigrate partial):", NULL, json_object_get(o, "partials"),
