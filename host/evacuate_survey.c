@@ -151,12 +151,19 @@ enum vm_verdict survey_judge(struct daemon *d, const char *uuid, uint64_t *epoch
 
 /* ---- asking ---- */
 
+/* What a guest dirties, looked at for a second. */
+struct sample {
+	char dir[REGISTRY_PATH_BYTES];
+	pthread_t thread;
+	bool begun, known;
+	uint64_t bytes_per_s;
+};
+
 struct asking {
 	struct daemon *daemon;
 	const struct survey *survey;
 	struct plan *plan;
-	bool sampled; /* of the VM that is being asked about: what it dirties was measured */
-	uint64_t dirty_bytes_per_s;
+	struct sample *samples;	      /* one a VM */
 	struct check_facts *measured; /* a host's: link and disk */
 	struct check_facts facts;     /* of the pair */
 };
@@ -229,25 +236,39 @@ static void take_failures(struct plan_pair *pair, const struct check_facts *f)
 	}
 }
 
-/* Of a VM that never moved nothing is known: a second of it is looked at. */
-static void sample_dirty_rate(struct asking *a, struct vm_ref *ref)
+static void *take_sample(void *arg)
 {
-	struct check_facts *f = &a->facts;
+	struct sample *s = arg;
+	struct vm_ref vm = {0};
 	struct jsonl *j = NULL;
 	json_t *request = json_pack("{s:s, s:i}", "cmd", "dirty-rate", "seconds", 1), *reply = NULL;
-	if (!f->dirty_known && !a->sampled && vm_connect(ref, &j, NULL) == 0 &&
+	snprintf(vm.dir, sizeof vm.dir, "%s", s->dir);
+	if (vm_connect(&vm, &j, NULL) == 0 &&
 	    jsonl_call(j, request, &reply, NULL, DAEMON_CALL_TIMEOUT_MS, NULL) == 0) {
 		json_int_t rate = json_integer_value(json_object_get(reply, "dirty_bytes_per_s"));
-		a->sampled = true;
-		a->dirty_bytes_per_s = rate > 0 ? (uint64_t)rate : 0;
-	}
-	if (!f->dirty_known && a->sampled) {
-		f->dirty_known = true;
-		f->dirty_bytes_per_s = a->dirty_bytes_per_s;
+		s->known = true;
+		s->bytes_per_s = rate > 0 ? (uint64_t)rate : 0;
 	}
 	json_decref(reply);
 	json_decref(request);
 	jsonl_close(j);
+	return NULL;
+}
+
+/* All at once: a host with many VMs is not looked at for minutes. One that does not run has nothing to tell.
+ */
+static void sample_all(struct asking *a, const struct vm_ref *refs)
+{
+	for (size_t v = 0; v < a->plan->nvms; v++) {
+		struct sample *s = &a->samples[v];
+		if (*a->plan->vms[v].why_not || !keeper_is_live(refs[v].keeper))
+			continue;
+		snprintf(s->dir, sizeof s->dir, "%s", refs[v].dir);
+		s->begun = pthread_create(&s->thread, NULL, take_sample, s) == 0;
+	}
+	for (size_t v = 0; v < a->plan->nvms; v++)
+		if (a->samples[v].begun)
+			pthread_join(a->samples[v].thread, NULL);
 }
 
 static void ask_pair(struct asking *a, struct vm_ref *ref, size_t v, size_t h)
@@ -273,7 +294,10 @@ static void ask_pair(struct asking *a, struct vm_ref *ref, size_t v, size_t h)
 		f->disk_sync_us = measured->disk_sync_us;
 		take_vm(vm, f);
 		take_failures(pair, f);
-		sample_dirty_rate(a, ref);
+		if (a->samples[v].known) {
+			f->dirty_known = true;
+			f->dirty_bytes_per_s = a->samples[v].bytes_per_s;
+		}
 		struct check_prediction ahead;
 		check_predict(f, &ahead);
 		double factor = run_learned_factor(a->daemon, vm->uuid, measured, a->plan->fixed_ms);
@@ -282,21 +306,18 @@ static void ask_pair(struct asking *a, struct vm_ref *ref, size_t v, size_t h)
 	check_facts_free(f);
 }
 
-static void ask_all(struct asking *a)
+static void ask_all(struct asking *a, struct vm_ref *refs)
 {
 	size_t v, h;
 	json_t *uuid, *name;
 	json_array_foreach(a->survey->hosts, h, name) snprintf(
 		a->plan->hosts[h].name, sizeof a->plan->hosts[h].name, "%s", json_string_value(name));
 	json_array_foreach(a->survey->uuids, v, uuid)
-	{
-		struct vm_ref ref;
-		struct plan_vm *vm = &a->plan->vms[v];
-		a->sampled = false;
-		look_at_vm(a, json_string_value(uuid), vm, &ref);
-		for (h = 0; h < a->plan->nhosts && !*vm->why_not; h++)
-			ask_pair(a, &ref, v, h);
-	}
+		look_at_vm(a, json_string_value(uuid), &a->plan->vms[v], &refs[v]);
+	sample_all(a, refs);
+	for (v = 0; v < a->plan->nvms; v++)
+		for (h = 0; h < a->plan->nhosts && !*a->plan->vms[v].why_not; h++)
+			ask_pair(a, &refs[v], v, h);
 }
 
 int survey_plan(struct daemon *d, const struct survey *s, struct plan *p, struct error *err)
@@ -307,14 +328,19 @@ int survey_plan(struct daemon *d, const struct survey *s, struct plan *p, struct
 	p->fixed_ms = EVACUATE_FIXED_MS;
 	struct asking *a = calloc(1, sizeof *a);
 	struct check_facts *measured = calloc(p->nhosts + 1, sizeof *measured);
-	if (a && measured) {
-		*a = (struct asking){.daemon = d, .survey = s, .plan = p, .measured = measured};
-		ask_all(a);
+	struct sample *samples = calloc(p->nvms + 1, sizeof *samples);
+	struct vm_ref *refs = calloc(p->nvms + 1, sizeof *refs);
+	if (a && measured && samples && refs) {
+		*a = (struct asking){
+			.daemon = d, .survey = s, .plan = p, .samples = samples, .measured = measured};
+		ask_all(a, refs);
 		plan_make(p);
 	} else {
 		plan_free(p);
 		rc = error_errno(err, ENOMEM, "plan");
 	}
+	free(refs);
+	free(samples);
 	free(measured);
 	free(a);
 	return rc;

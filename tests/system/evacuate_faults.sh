@@ -12,7 +12,7 @@ n=0
 for vm in $vms; do n=$((n + 1)); native_vm a $vm 64M "$GUEST_OPTIONS seed=$n"; done
 for vm in $vms; do wait_hb a $vm >/dev/null; done
 
-# --- one whose destination dies is tried again ---
+step "one whose destination dies is tried again"
 slow 60
 evacuate --parallel 2
 retried=0
@@ -32,7 +32,7 @@ fast
 snmigrate a maintenance off
 come_back
 
-# --- SIGINT of the command leaves it running; the cancel ends it ---
+step "SIGINT of the command leaves it running; the cancel ends it"
 slow 30
 evacuate
 wait_plan a '[.vms[] | select(.state == "moving" and .phase == "storage")] | length >= 1'
@@ -46,7 +46,7 @@ rc=0; wait $evacuator || rc=$?
 [ $rc = 5 ] || fail "cancel: exit $rc: $(tail -n 1 "$T/evacuate.json")"
 once a b c
 
-# --- after the deadline nothing is begun ---
+step "after the deadline nothing is begun"
 evacuate --parallel 1 --deadline 1s
 rc=0; wait $evacuator || rc=$?
 [ $rc = 4 ] || fail "deadline: exit $rc: $(tail -n 1 "$T/evacuate.json")"

@@ -3,12 +3,13 @@
 # shellcheck shell=bash disable=SC2034,SC2154
 source "$(dirname "${BASH_SOURCE[0]}")/refuse_lib.sh"
 HOSTS="a b c"
-DISK_MB=16
-FILL_MB=4
+DISK_MB=12
+FILL_MB=3
 # A guest that dirties less than the link carries beside another move.
 GUEST_OPTIONS="ws=4 rate=1 touch=8 zero=1 disk=rw diskrate=50 span=4 hb=100"
-LINK_MBIT=${LINK_MBIT:-160}
+LINK_MBIT=${LINK_MBIT:-200}
 
+step() { echo "--- $* (after $SECONDS s)"; }
 address() { case $1 in a) echo 10.9.0.1 ;; b) echo 10.9.0.2 ;; c) echo 10.9.0.3 ;; esac; }
 eval "two_hosts_$(declare -f config)"
 config() {
@@ -48,7 +49,7 @@ wait_plan() { # HOST JQ-CONDITION
 	local i plan
 	for i in $(seq 300); do
 		plan=$(snmigrate "$1" evacuate --status --json)
-		jq -e "$2" <<<"$plan" >/dev/null && return 0
+		jq -e "$2" <<<"$plan" >/dev/null 2>&1 && return 0 # there may be none yet
 		sleep 0.1
 	done
 	fail "the plan of host$1 does not come to $2: $plan"
