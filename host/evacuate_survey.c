@@ -295,7 +295,7 @@ static void ask_pair(struct asking *a, struct vm_ref *ref, size_t v, size_t h)
 		take_vm(vm, f);
 		take_failures(pair, f);
 		if (a->samples[v].known) {
-			f->dirty_known = true;
+			f->dirty_known = f->dirty_now = true;
 			f->dirty_bytes_per_s = a->samples[v].bytes_per_s;
 		}
 		struct check_prediction ahead;

@@ -79,8 +79,8 @@ struct move_options {
 	unsigned keep_partial_s; /* by the destination; MOVE_AS_CONFIGURED: as its configuration says */
 	bool keep_source;
 	bool rehearse; /* ends when the guest would be stopped */
-	bool suspend; /* the guest stays paused at the destination */
-	bool no_tls;  /* data channels only */
+	bool suspend;  /* the guest stays paused at the destination */
+	bool no_tls;   /* data channels only */
 	enum move_postcopy postcopy;
 	enum move_purpose purpose;
 	enum move_backing_choice backing;

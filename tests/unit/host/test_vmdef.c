@@ -23,7 +23,8 @@ static int parse(const char *text)
 START_TEST(whole_definition)
 {
 	ck_assert_msg(parse(HEAD UUID
-			    "cpus = 2\npriority = 7\ninitrd = /boot/initrd.img\ncmdline = console=ttyS0 root=/dev/vda1 "
+			    "cpus = 2\npriority = 7\ninitrd = /boot/initrd.img\ncmdline = console=ttyS0 "
+			    "root=/dev/vda1 "
 			    "a=\"b;c\"\n"
 			    "serial = file:/var/log/vm1\n[disk root]\npath = root.qcow2\nformat = qcow2\n"
 			    "backing = /images/a.qcow2, /images/b.raw\n"
