@@ -182,7 +182,8 @@ static void judge_incoming(const struct move_facts *f, struct move_outcome *out)
 		else if (f->stored)
 			say_stored(out, f->stored); /* also of a VM that has left, or was deleted */
 		else
-			say(out, MOVE_OVER, "failed", EXIT_FAILED, "the arrival ended before it was accepted");
+			say(out, MOVE_OVER, "failed", EXIT_FAILED,
+			    "the arrival ended before it was accepted");
 	} else if (rec->epoch == f->epoch) {
 		judge_this_arrival(f, out);
 	} else if (f->stored) {

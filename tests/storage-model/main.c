@@ -4,8 +4,9 @@
  * copy runs at random speed and breaks at random places; at every handover both disks and a reference in
  * memory are the same, byte by byte.
  *
- * SNM_STORAGE_SEEDS (default 10, in the check 5) seeds from SNM_STORAGE_FIRST (default 1); SNM_STORAGE_VERBOSE=1 prints what
- * happens. One seed makes the same choices each time; when requests end is up to the kernel.
+ * SNM_STORAGE_SEEDS (default 10, in the check 5) seeds from SNM_STORAGE_FIRST (default 1);
+ * SNM_STORAGE_VERBOSE=1 prints what happens. One seed makes the same choices each time; when requests end is
+ * up to the kernel.
  *
  * What it was tried with, one change of the product at a time, and found within 30 seeds: a chunk copied
  * without its range; overlapping writes not ordered; a discard not mirrored; chunks that stay synced when a

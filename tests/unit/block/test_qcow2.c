@@ -449,8 +449,7 @@ START_TEST(test_chain)
 	/* others may have what is below as theirs, nobody may write it */
 	struct block *other;
 	ck_assert_int_eq(block_open(base, &raw, &other, &err), -EBUSY);
-	struct block_open_options ro = {
-		.format = BLOCK_FORMAT_RAW, .read_only = true, .as_backing = true};
+	struct block_open_options ro = {.format = BLOCK_FORMAT_RAW, .read_only = true, .as_backing = true};
 	struct block *reader;
 	ck_ok(block_open(base, &ro, &reader, &err), err);
 	create_over("second", "mid", BLOCK_FORMAT_QCOW2, &shapes[_i]);

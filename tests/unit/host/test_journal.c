@@ -182,8 +182,11 @@ START_TEST(a_file_that_rots_is_moved_aside_while_it_is_used)
 	fflush(f);
 	struct journal_statement q = {.sql = "SELECT * FROM move ORDER BY begun_ms, name"};
 	json_t *rows = NULL;
-	ck_assert_int_eq(journal_query(j, &q, 1000, &rows, &err), -EUCLEAN);
-	/* the writer may meet it first, or look because the reader did: then the entry is written anew */
+	/* The reader meets it, and the writer looks because of that. Or the writer met it first, and the
+	 * reader finds the file on its way, or the new one. In no case are there rows of the old one. */
+	int rc = journal_query(j, &q, 1000, &rows, &err);
+	ck_assert(rc < 0 || json_array_size(rows) == 0);
+	json_decref(rows);
 	bool there = false;
 	for (int i = 0; i < 200 && !there; i++) {
 		there = stat(at(JOURNAL_FILE ".corrupt"), &st) == 0;

@@ -78,8 +78,8 @@ static void check_one(const struct known *k)
 {
 	struct vm_record rec = {.state = k->state, .epoch = k->epoch, .flags = k->flags};
 	strcpy(rec.peer, "hostb");
-	json_t *stored = k->stored ? json_pack("{s:s, s:i, s:s, s:i}", "result", k->stored, "exit", 17, "reason",
-					       "as told", "epoch", 5)
+	json_t *stored = k->stored ? json_pack("{s:s, s:i, s:s, s:i}", "result", k->stored, "exit", 17,
+					       "reason", "as told", "epoch", 5)
 				   : NULL;
 	struct move_facts f = {.incoming = k->incoming,
 			       .epoch = 5,
@@ -121,9 +121,10 @@ START_TEST(no_combination_claims_what_the_record_denies)
 	for (unsigned state = HANDOVER_OWNER; state < HANDOVER_STATES; state++)
 		for (unsigned bits = 0; bits < 32; bits++)
 			for (unsigned line = 0; line < ARRAY_SIZE(lines); line++) {
-				struct vm_record rec = {.state = state, .epoch = 5, .flags = RECORD_POWERED_ON};
-				json_t *stored = lines[line] ? json_pack("{s:s, s:i, s:i}", "result", lines[line],
-									 "exit", 0, "epoch", 5)
+				struct vm_record rec = {
+					.state = state, .epoch = 5, .flags = RECORD_POWERED_ON};
+				json_t *stored = lines[line] ? json_pack("{s:s, s:i, s:i}", "result",
+									 lines[line], "exit", 0, "epoch", 5)
 							     : NULL;
 				struct move_facts f = {.incoming = bits & 1,
 						       .epoch = 5,

@@ -283,7 +283,7 @@ START_TEST(test_nbdkit_poor)
 					   "--filter=multi-conn",
 					   "memory",
 					   "64M",
-					   
+
 					   "multi-conn-mode=disable",
 					   NULL};
 	struct error err = ERROR_INIT;
