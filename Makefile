@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz soak kill-matrix storage-model storage-faults bench bench-storage bench-memory man format install deb package-test clean
+# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz soak kill-matrix storage-model storage-faults operation bench bench-storage bench-memory man format install deb package-test clean
 # Variables: V=1 (show commands), B=build (build directory), SAN=address,undefined|thread, WERROR=1, PREFIX, DESTDIR
 
 B ?= build
@@ -103,7 +103,7 @@ $(MANPAGES): $(B)/man/%: docs/man/%.scd
 	$(call say,MAN,$@) mkdir -p $(@D); scdoc <$< >$@.tmp && mv $@.tmp $@
 
 ALL_TESTS := $(foreach m,$(MODULES),$(TESTS_$(m)))
-.PHONY: storage-faults tests unit system interop check model asan tsan valgrind format install clean kill-matrix soak man install-man deb package-test
+.PHONY: storage-faults operation tests unit system interop check model asan tsan valgrind format install clean kill-matrix soak man install-man deb package-test
 man: $(MANPAGES)
 tests: $(ALL_TESTS) $(TEST_HELPERS)
 unit: $(ALL_TESTS)
@@ -130,6 +130,9 @@ soak: all tests
 # every case of what the check runs in part: flipped bits, cut links, kills and resumes
 storage-faults: all tests
 	$(Q)for t in bit_flips link_cut kill_resume disks_shape; do tests/run-scripts tests/system/$$t.sh || exit 1; done
+# what an administrator does with many hosts, with every fault
+operation: all tests
+	$(Q)for t in evacuate evacuate_faults evacuate_examples renewal; do tests/run-scripts tests/system/$$t.sh || exit 1; done
 kill-matrix: all tests
 	$(Q)tests/kill-matrix
 format:

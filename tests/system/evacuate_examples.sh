@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Long: make operation
 # examples/: the script that evacuates and reboots, with a reboot that is only noted down, and the systemd unit: what systemd thinks of it,
 # and its ExecStart and ExecStop as they stand there, with the paths and the name of this test's host.
 source "$(dirname "$0")/lib.sh"

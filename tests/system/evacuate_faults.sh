@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Long: make operation
 # What goes wrong with an evacuation: a destination's VMM is killed and the move tried again; SIGINT of the command, the cancel, the
 # deadline. Each guest runs exactly once at every stop, and none of them found anything bad. SNM_BRIEF=1: two guests instead of four.
 source "$(dirname "$0")/lib.sh"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Long: make operation
 # Paired hosts whose certificates last for half a minute: a guest moves back and forth while they are renewed, and nobody notices.
 source "$(dirname "$0")/lib.sh"
 require_kvm
