@@ -333,12 +333,14 @@ bool session_flush(struct world *w)
 
 bool session_verify(struct world *w)
 {
+	uint64_t until = clock_now_ns() + HANG_S * UINT64_C(1000000000);
 	for (;;) {
 		struct error err = ERROR_INIT;
 		int rc = verify(w, false, &err);
 		if (rc == 0)
 			return true;
-		if (rc != -EAGAIN)
+		/* EBUSY: the destination was too slow for the guest; a move asks again, too */
+		if (rc != -EAGAIN && (rc != -EBUSY || clock_now_ns() > until))
 			return broke(w, rc, &err);
 		if (!session_sync(w))
 			return false;
