@@ -11,25 +11,6 @@
 #define BYTES_MAX (INT64_MAX / 4)
 #define MTU_MAX	  (1u << 20)
 
-static int take_u64(const json_t *o, const char *key, uint64_t max, uint64_t *out, struct error *err)
-{
-	const json_t *v = json_object_get(o, key);
-	json_int_t n = json_integer_value(v);
-	if (!json_is_integer(v) || n < 0 || (uint64_t)n > max)
-		return error_set(err, EPROTO, "facts: \"%s\" is not a number up to %llu", key,
-				 (unsigned long long)max);
-	*out = (uint64_t)n;
-	return 0;
-}
-
-static int take_unsigned(const json_t *o, const char *key, unsigned max, unsigned *out, struct error *err)
-{
-	uint64_t n = 0;
-	int rc = take_u64(o, key, max, &n, err);
-	*out = (unsigned)n;
-	return rc;
-}
-
 /* Text of any content, cut; null and nothing are "". Whoever prints it cleans it. */
 static int take_text(const json_t *o, const char *key, char *out, size_t size, struct error *err)
 {
@@ -79,8 +60,8 @@ static int take_disks(struct check_facts *f, const json_t *o, struct error *err)
 		if (!rc)
 			rc = take_name(disk, "id", d->id, sizeof d->id, err);
 		if (!rc)
-			rc = take_u64(disk, "allocated_bytes", BYTES_MAX / VM_DISKS_MAX, &d->allocated_bytes,
-				      err);
+			rc = facts_take_u64(disk, "allocated_bytes", BYTES_MAX / VM_DISKS_MAX,
+					    &d->allocated_bytes, err);
 		d->backing = json_is_true(json_object_get(disk, "backing"));
 		f->ndisks = (unsigned)i + 1;
 		if (rc)
@@ -103,7 +84,7 @@ static int take_nets(struct check_facts *f, const json_t *o, struct error *err)
 		if (!rc)
 			rc = take_name(net, "bridge", n->bridge, sizeof n->bridge, err);
 		if (!rc)
-			rc = take_unsigned(net, "mtu", MTU_MAX, &n->mtu_here, err);
+			rc = facts_take_unsigned(net, "mtu", MTU_MAX, &n->mtu_here, err);
 		f->nnets = (unsigned)i + 1;
 		if (rc)
 			break;
@@ -113,13 +94,13 @@ static int take_nets(struct check_facts *f, const json_t *o, struct error *err)
 
 int check_take_vm(struct check_facts *f, const json_t *o, struct error *err)
 {
-	int rc = take_unsigned(o, "protocol", 1000, &f->protocol, err);
+	int rc = facts_take_unsigned(o, "protocol", 1000, &f->protocol, err);
 	if (!rc)
-		rc = take_unsigned(o, "cpus", 1024, &f->cpus, err);
+		rc = facts_take_unsigned(o, "cpus", 1024, &f->cpus, err);
 	if (!rc)
-		rc = take_u64(o, "memory_bytes", BYTES_MAX, &f->memory_bytes, err);
+		rc = facts_take_u64(o, "memory_bytes", BYTES_MAX, &f->memory_bytes, err);
 	if (!rc)
-		rc = take_u64(o, "populated_bytes", BYTES_MAX, &f->populated_bytes, err);
+		rc = facts_take_u64(o, "populated_bytes", BYTES_MAX, &f->populated_bytes, err);
 	if (!rc)
 		rc = take_disks(f, o, err);
 	if (!rc)
@@ -145,7 +126,7 @@ static int take_bridges(struct check_facts *f, const json_t *o, struct error *er
 	json_array_foreach(list, i, bridge)
 	{
 		struct check_net *n = &f->nets[i];
-		rc = take_unsigned(bridge, "mtu", MTU_MAX, &n->mtu_there, err);
+		rc = facts_take_unsigned(bridge, "mtu", MTU_MAX, &n->mtu_there, err);
 		if (!rc)
 			rc = take_text(bridge, "error", n->error, sizeof n->error, err);
 		if (rc)
@@ -202,13 +183,13 @@ int check_take_destination(struct check_facts *f, const json_t *o, struct error 
 	if (!rc && cpu && !json_is_null(cpu))
 		rc = take_cpu(cpu, &f->host, err);
 	if (!rc)
-		rc = take_u64(disk, "free_bytes", BYTES_MAX, &f->disk_free_bytes, err);
+		rc = facts_take_u64(disk, "free_bytes", BYTES_MAX, &f->disk_free_bytes, err);
 	if (!rc)
-		rc = take_u64(disk, "kept_bytes", BYTES_MAX, &f->disk_kept_bytes, err);
+		rc = facts_take_u64(disk, "kept_bytes", BYTES_MAX, &f->disk_kept_bytes, err);
 	if (!rc)
-		rc = take_u64(disk, "write_bytes_per_s", BYTES_MAX, &f->disk_write_bytes_per_s, err);
+		rc = facts_take_u64(disk, "write_bytes_per_s", BYTES_MAX, &f->disk_write_bytes_per_s, err);
 	if (!rc)
-		rc = take_u64(disk, "sync_us", 600000000, &f->disk_sync_us, err);
+		rc = facts_take_u64(disk, "sync_us", 600000000, &f->disk_sync_us, err);
 	if (!rc)
 		rc = take_text(disk, "error", f->disk_error, sizeof f->disk_error, err);
 	f->answered = !rc;

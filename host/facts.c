@@ -153,7 +153,7 @@ json_t *host_facts_to_json(const struct host_facts *f)
 			 "huge_shmem", f->huge_shmem, "huge_anonymous", f->huge_anonymous);
 }
 
-static int take_u64(const json_t *o, const char *key, uint64_t max, uint64_t *out, struct error *err)
+int facts_take_u64(const json_t *o, const char *key, uint64_t max, uint64_t *out, struct error *err)
 {
 	const json_t *v = json_object_get(o, key);
 	json_int_t n = json_integer_value(v);
@@ -164,10 +164,10 @@ static int take_u64(const json_t *o, const char *key, uint64_t max, uint64_t *ou
 	return 0;
 }
 
-static int take_unsigned(const json_t *o, const char *key, unsigned max, unsigned *out, struct error *err)
+int facts_take_unsigned(const json_t *o, const char *key, unsigned max, unsigned *out, struct error *err)
 {
 	uint64_t n = 0;
-	int rc = take_u64(o, key, max, &n, err);
+	int rc = facts_take_u64(o, key, max, &n, err);
 	*out = (unsigned)n;
 	return rc;
 }
@@ -188,21 +188,21 @@ int host_facts_from_json(const json_t *o, struct host_facts *f, struct error *er
 	const json_t *nodes = json_object_get(o, "nodes"), *load = json_object_get(o, "load");
 	size_t i;
 	json_t *node;
-	int rc = take_u64(o, "memory_total_bytes", BYTES_MAX, &f->memory_total_bytes, err);
+	int rc = facts_take_u64(o, "memory_total_bytes", BYTES_MAX, &f->memory_total_bytes, err);
 	if (!rc)
-		rc = take_u64(o, "memory_available_bytes", BYTES_MAX, &f->memory_available_bytes, err);
+		rc = facts_take_u64(o, "memory_available_bytes", BYTES_MAX, &f->memory_available_bytes, err);
 	if (!rc)
-		rc = take_unsigned(o, "cpus", CPUS_MAX, &f->cpus, err);
+		rc = facts_take_unsigned(o, "cpus", CPUS_MAX, &f->cpus, err);
 	if (!rc &&
 	    (!json_is_number(load) || !(json_number_value(load) >= 0 && json_number_value(load) < 1e6)))
 		rc = error_set(err, EPROTO, "facts: \"load\" is no load");
 	f->load = json_number_value(load);
 	if (!rc)
-		rc = take_unsigned(o, "ecc_controllers", 1024, &f->ecc_controllers, err);
+		rc = facts_take_unsigned(o, "ecc_controllers", 1024, &f->ecc_controllers, err);
 	if (!rc)
-		rc = take_u64(o, "ecc_corrected", BYTES_MAX, &f->ecc_corrected, err);
+		rc = facts_take_u64(o, "ecc_corrected", BYTES_MAX, &f->ecc_corrected, err);
 	if (!rc)
-		rc = take_u64(o, "ecc_uncorrected", BYTES_MAX, &f->ecc_uncorrected, err);
+		rc = facts_take_u64(o, "ecc_uncorrected", BYTES_MAX, &f->ecc_uncorrected, err);
 	if (!rc)
 		rc = take_word(o, "huge_shmem", f->huge_shmem, err);
 	if (!rc)
@@ -213,11 +213,11 @@ int host_facts_from_json(const json_t *o, struct host_facts *f, struct error *er
 	{
 		struct facts_node *n = &f->nodes[f->nnodes];
 		if (!rc)
-			rc = take_unsigned(node, "cpus", CPUS_MAX, &n->cpus, err);
+			rc = facts_take_unsigned(node, "cpus", CPUS_MAX, &n->cpus, err);
 		if (!rc)
-			rc = take_u64(node, "total_bytes", BYTES_MAX, &n->total_bytes, err);
+			rc = facts_take_u64(node, "total_bytes", BYTES_MAX, &n->total_bytes, err);
 		if (!rc)
-			rc = take_u64(node, "free_bytes", BYTES_MAX, &n->free_bytes, err);
+			rc = facts_take_u64(node, "free_bytes", BYTES_MAX, &n->free_bytes, err);
 		f->nnodes += !rc;
 	}
 	return rc;

@@ -34,6 +34,10 @@ json_t *host_facts_to_json(const struct host_facts *f);
 /* Hostile input: -EPROTO with what is wrong. */
 int host_facts_from_json(const json_t *o, struct host_facts *out, struct error *err);
 
+/* A number 0 to max of what the other host said; -EPROTO with the key: it is none. */
+int facts_take_u64(const json_t *o, const char *key, uint64_t max, uint64_t *out, struct error *err);
+int facts_take_unsigned(const json_t *o, const char *key, unsigned max, unsigned *out, struct error *err);
+
 /* 0 where it has none. name must be a plain interface name. */
 unsigned facts_interface_mtu(const char *name);
 

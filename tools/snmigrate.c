@@ -163,6 +163,23 @@ int snmigrate_usage_error(const char *fmt, ...)
 	return EXIT_USAGE;
 }
 
+int snmigrate_common_options(struct snmigrate *s, int argc, char **argv, const char *how, bool *json)
+{
+	static const struct option known[] = {
+		{"json", no_argument, NULL, 'j'}, {"control", required_argument, NULL, 'c'}, {0}};
+	int c;
+	*json = false;
+	while ((c = getopt_long(argc, argv, how, known, NULL)) != -1) {
+		if (c == 'j')
+			*json = true;
+		else if (c == 'c')
+			s->control = optarg;
+		else
+			return client_option_error("snmigrate", argv);
+	}
+	return 0;
+}
+
 /* Options of move whose argument is a word of its own. */
 static bool takes_argument(const char *option)
 {

@@ -271,18 +271,10 @@ static void print_status(const json_t *o)
 
 int snmigrate_status(struct snmigrate *s, int argc, char **argv)
 {
-	static const struct option known[] = {
-		{"json", no_argument, NULL, 'j'}, {"control", required_argument, NULL, 'c'}, {0}};
-	bool json = false;
-	int c;
-	while ((c = getopt_long(argc, argv, "", known, NULL)) != -1) {
-		if (c == 'j')
-			json = true;
-		else if (c == 'c')
-			s->control = optarg;
-		else
-			return client_option_error("snmigrate", argv);
-	}
+	bool json;
+	int bad = snmigrate_common_options(s, argc, argv, "", &json);
+	if (bad)
+		return bad;
 	if (argc > optind)
 		return snmigrate_usage_error("status takes no VM: it is of this host");
 	json_t *reply = NULL, *w;

@@ -171,19 +171,11 @@ static int set(struct snmigrate *s, int argc, char **argv)
 
 int snmigrate_peers(struct snmigrate *s, int argc, char **argv)
 {
-	static const struct option known[] = {
-		{"json", no_argument, NULL, 'j'}, {"control", required_argument, NULL, 'c'}, {0}};
-	bool json = false;
-	int c;
+	bool json;
 	/* what comes after "set HOST" begins with - and is no option */
-	while ((c = getopt_long(argc, argv, "+", known, NULL)) != -1) {
-		if (c == 'j')
-			json = true;
-		else if (c == 'c')
-			s->control = optarg;
-		else
-			return client_option_error("snmigrate", argv);
-	}
+	int bad = snmigrate_common_options(s, argc, argv, "+", &json);
+	if (bad)
+		return bad;
 	int words = argc - optind;
 	if (words == 0)
 		return list(s, json);

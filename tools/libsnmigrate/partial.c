@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <getopt.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -44,18 +43,10 @@ static int list(struct snmigrate *s, bool json)
 
 int snmigrate_partial(struct snmigrate *s, int argc, char **argv)
 {
-	static const struct option known[] = {
-		{"json", no_argument, NULL, 'j'}, {"control", required_argument, NULL, 'c'}, {0}};
-	bool json = false;
-	int c;
-	while ((c = getopt_long(argc, argv, "", known, NULL)) != -1) {
-		if (c == 'j')
-			json = true;
-		else if (c == 'c')
-			s->control = optarg;
-		else
-			return client_option_error("snmigrate", argv);
-	}
+	bool json;
+	int bad = snmigrate_common_options(s, argc, argv, "", &json);
+	if (bad)
+		return bad;
 	int words = argc - optind;
 	if (words == 1 && !strcmp(argv[optind], "list"))
 		return list(s, json);

@@ -37,6 +37,9 @@ int snmigrate_peers(struct snmigrate *s, int argc, char **argv);
 int snmigrate_unpair(struct snmigrate *s, int argc, char **argv);
 int snmigrate_pki(struct snmigrate *s, int argc, char **argv);
 
+/* --json and --control of a subcommand that has no others; how: getopt_long(3)'s "" or "+". The rest begins
+ * at optind. An exit status: one is not known, and that was said. */
+int snmigrate_common_options(struct snmigrate *s, int argc, char **argv, const char *how, bool *json);
 /* "snmigrate: message" and exit status 2. */
 int snmigrate_usage_error(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
