@@ -152,7 +152,7 @@ pids_in() { # HOST COMM [ARGUMENT]: processes of that host
 vm_dir() { echo "$T/$1/state/vms/$2"; }
 # What the serial console has kept (its last 64 KiB).
 console() { timeout 2 socat -u -T 0.3 "UNIX-CONNECT:$(vm_dir "$1" "$2")/console.sock" - 2>/dev/null | tr -d '\r' || true; }
-last_hb() { console "$1" "$2" | grep '^hb ' | tail -n 1; }
+last_hb() { console "$1" "$2" | grep '^hb ' | tail -n 1 || true; }
 hb_field() { sed -nE "s/.*[ ]$2=([0-9]+).*/\1/p" <<<"$1"; }
 # Runs until a heartbeat with a higher seq than $3 is seen; prints it. Fails on BAD lines.
 wait_hb() { # HOST VM [AFTER_SEQ]
@@ -160,7 +160,7 @@ wait_hb() { # HOST VM [AFTER_SEQ]
 	for i in $(seq 60); do
 		out=$(console "$1" "$2")
 		if grep -q '^BAD' <<<"$out"; then grep '^BAD' <<<"$out" | head; fail "the guest found something bad"; fi
-		line=$(grep '^hb .* acked=[0-9]' <<<"$out" | tail -n 1)
+		line=$(grep '^hb .* acked=[0-9]' <<<"$out" | tail -n 1) || true # none yet
 		[ -n "$line" ] && [ "$(hb_field "$line" seq)" -gt "${3:--1}" ] && { echo "$line"; return 0; }
 		sleep 0.2
 	done
