@@ -4,6 +4,7 @@
 # sides killed, a source killed while it cleans up, daemons restarted in between, resolve --run-here and --give-up, a VM stopped or paused
 # during its move. After each: the outcome of the table, never two running copies, nothing left over, and the next move works.
 #   CASES: a subset
+SILENCE_MS=${SILENCE_MS:-1000}
 source "$(dirname "$0")/lib.sh"
 require_kvm
 DISK_MB=32

@@ -3,6 +3,7 @@
 # Every actor killed at every named point (docs/handover.md, "Who dies when"), on the native guest. After each: the outcome of the
 # table, never two running copies, nothing left over, and the next move works.
 #   POINTS, VICTIMS: subsets; SILENCE_MS: the hosts' silence limit; RETRY_FOR: how long a lost link is tried again (0)
+SILENCE_MS=${SILENCE_MS:-1000}
 source "$(dirname "$0")/lib.sh"
 require_kvm
 # owner-recorded: RUNNING not sent, the destination's record durable (handover.md, E)
