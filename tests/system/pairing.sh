@@ -43,7 +43,8 @@ no "no code is open there" b pair "$A" "$(code b)"
 stale=$(code a)
 grep -q "snmigrate pair .*:16516 $stale" "$T/hint" || fail "no hint what to type: $(cat "$T/hint")"
 no "the code is not of the host that answers at $A" b pair "$A" "$(code b)"
-no "the code is mistyped" b pair "$A" "$(tr '[0-8]' '[1-9]' <<<"${stale:0:1}" | tr '[A-Y]' '[B-Z]' | tr 'ILOU' 'JMPV')${stale:1}"
+first=Y; [ "${stale:0:1}" != Y ] || first=Z
+no "the code is mistyped" b pair "$A" "$first${stale:1}"
 no "a code has 25 letters and digits" b pair "$A" ABCDE
 # codes do not outlive their daemon
 daemon_kill a TERM; daemon_start a
