@@ -285,9 +285,11 @@ class QemuGuest:
                          os.path.join(self.folder, "qemu.log"))
 
     @staticmethod
-    def prepare(q, channels, compression, downtime_ms, auto_converge=False):
+    def prepare(q, channels, compression, downtime_ms, auto_converge=False, postcopy=False):
         if auto_converge:
             q.command("migrate-set-capabilities", capabilities=[{"capability": "auto-converge", "state": True}])
+        if postcopy:
+            q.command("migrate-set-capabilities", capabilities=[{"capability": "postcopy-ram", "state": True}])
         parameters = {"max-bandwidth": 1 << 40, "downtime-limit": downtime_ms}
         if channels:
             q.command("migrate-set-capabilities", capabilities=[{"capability": "multifd", "state": True}])
@@ -299,16 +301,17 @@ class QemuGuest:
         while self.qemu.command("query-migrate").get("status") == "cancelling":
             time.sleep(BUSY_WAIT_S)
 
-    def move(self, channels=0, compression="none", downtime_ms=50, auto_converge=False, give_up_s=MOVE_TIMEOUT_S):
-        """None: it has not come to its end in give_up_s."""
+    def move(self, channels=0, compression="none", downtime_ms=50, auto_converge=False, postcopy=False,
+             give_up_s=MOVE_TIMEOUT_S):
+        """postcopy: after one round. None: it has not come to its end in give_up_s."""
         before = self.serial.last_beat()
         seq = before["seq"]
         there = 1 - self.host
         port = peers.free_port()
         to = self.start(there, ["-incoming", "defer"])
         try:
-            self.prepare(to, channels, compression, downtime_ms)
-            self.prepare(self.qemu, channels, compression, downtime_ms, auto_converge)
+            self.prepare(to, channels, compression, downtime_ms, postcopy=postcopy)
+            self.prepare(self.qemu, channels, compression, downtime_ms, auto_converge, postcopy)
             uri = f"tcp:{self.link.addresses[there]}:{port}"
             to.command("migrate-incoming", uri=uri)
             self.qemu.command("migrate", uri=uri)
@@ -318,6 +321,9 @@ class QemuGuest:
                     self.give_up()
                     to.close()
                     return None
+                if postcopy and info.get("ram", {}).get("dirty-sync-count", 0) > 1:
+                    self.qemu.command("migrate-start-postcopy")
+                    postcopy = False
                 if info.get("status") in ("failed", "cancelled") or time.monotonic() > deadline:
                     raise RuntimeError(f"QEMU's migration: {info.get('status')}: {info.get('error-desc', '')}")
                 time.sleep(BUSY_WAIT_S)

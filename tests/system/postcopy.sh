@@ -7,7 +7,7 @@ RETRY_FOR=0 SILENCE_MS=1500
 source "$(dirname "$0")/lib.sh"
 require_kvm
 MOVES=${MOVES:-$([ "${SNM_BRIEF:-}" = 1 ] && echo 2 || echo 8)}
-ALL="cut cut-and-daemon source-snvmm destination-snvmm give-up" ALL_CHOICES="refused auto"
+ALL="cut cut-and-daemon cut-10 cut-50 cut-90 source-snvmm destination-snvmm give-up" ALL_CHOICES="refused auto"
 [ "${SNM_BRIEF:-}" = 1 ] && ALL="cut source-snvmm destination-snvmm" ALL_CHOICES=
 CASES=${CASES-$ALL} CHOICES=${CHOICES-$ALL_CHOICES}
 DISK_MB=64
@@ -38,6 +38,15 @@ end_of() { # EXIT: what the mover said, with that exit
 	wait $mover || rc=$?
 	end=$(tail -n 1 "$T/move.json")
 	[ $rc = "$1" ] || fail "exit $rc, not $1: $end $(cat "$T/move.err")"
+}
+arrived() { # PERCENT of the missing pages, or more
+	local i
+	for i in $(seq 600); do
+		tail -n 1 "$T/move.json" | jq -e --argjson p "$1" '.postcopy // empty | .pages * 4096 as $all | $all - .remaining_bytes >= $all * $p / 100' >/dev/null && return 0
+		kill -0 $mover 2>/dev/null || fail "the move ended before $1 % of the pages were there: $(tail -n 1 "$T/move.json")"
+		sleep 0.05
+	done
+	fail "$1 % of the pages are not there: $(tail -n 1 "$T/move.json")"
 }
 snvmm_pid() { snvm "$1" info "$2" --json | jq -r .pid; }
 
@@ -78,10 +87,12 @@ for case in $CASES; do
 	case $case in
 	cut*)
 		seq=$(hb_field "$(wait_hb b "$vm")" seq)
+		seconds=4
+		case $case in cut-[0-9]*) arrived "${case#cut-}"; seconds=5 ;; esac
 		link_cut b
-		sleep 4
+		sleep $seconds
 		# one that was restarted meanwhile does not know the pages' channels
-		[ "$case" = cut ] || { daemon_kill b; daemon_start b; }
+		[ "$case" != cut-and-daemon ] || { daemon_kill b; daemon_start b; }
 		kill -0 $mover 2>/dev/null || fail "$case: the move ended meanwhile: $(tail -n 1 "$T/move.json")"
 		link_heal b
 		snmigrate a tune "$vm" --bandwidth 0
