@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz soak kill-matrix storage-model storage-faults operation bench bench-storage bench-memory man format install deb package-test clean
+# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz soak kill-matrix storage-model storage-faults memory-faults operation bench bench-storage bench-memory man format install deb package-test clean
 # Variables: V=1 (show commands), B=build (build directory), SAN=address,undefined|thread, WERROR=1, PREFIX, DESTDIR
 
 B ?= build
@@ -103,7 +103,7 @@ $(MANPAGES): $(B)/man/%: docs/man/%.scd
 	$(call say,MAN,$@) mkdir -p $(@D); scdoc <$< >$@.tmp && mv $@.tmp $@
 
 ALL_TESTS := $(foreach m,$(MODULES),$(TESTS_$(m)))
-.PHONY: storage-faults operation tests unit system interop check model asan tsan valgrind format install clean kill-matrix soak man install-man deb package-test
+.PHONY: storage-faults memory-faults operation tests unit system interop check model asan tsan valgrind format install clean kill-matrix soak man install-man deb package-test
 man: $(MANPAGES)
 tests: $(ALL_TESTS) $(TEST_HELPERS)
 unit: $(ALL_TESTS)
@@ -129,7 +129,10 @@ soak: all tests
 	MOVES=100 tests/system/native_moves.sh
 # every case of what the check runs in part: flipped bits, cut links, kills and resumes
 storage-faults: all tests
-	$(Q)for t in bit_flips link_cut kill_resume disks_shape; do tests/run-scripts tests/system/$$t.sh || exit 1; done
+	$(Q)for t in bit_flips link_cut kill_resume disks_shape mirror_buffered; do tests/run-scripts tests/system/$$t.sh || exit 1; done
+# every case of post-copy, cut at 10, 50 and 90 % among them, and of a guest that dirties faster than the link carries
+memory-faults: all tests
+	$(Q)for t in postcopy convergence; do tests/run-scripts tests/system/$$t.sh || exit 1; done
 # what an administrator does with many hosts, with every fault
 operation: all tests
 	$(Q)for t in evacuate evacuate_faults evacuate_examples renewal; do tests/run-scripts tests/system/$$t.sh || exit 1; done

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Alone: judges rates and waits
+# Long: make storage-faults
 # --mirror buffered over a link with a round trip of 100 ms: a guest's writes do not follow it, what is buffered is seen in the
 # progress, it is drained before the handover, and a link that falls silent meanwhile neither slows the guest nor costs a write. A relay delays,
 # as not every kernel has netem.
