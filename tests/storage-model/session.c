@@ -331,6 +331,13 @@ bool session_flush(struct world *w)
 	return rc ? broke(w, rc, &err) : true;
 }
 
+/* The comparison reads the source's disk by itself: an error there ends the move, as it does in broke(), and
+ * the session is whole. */
+static bool read_error_met(const struct world *w, int rc)
+{
+	return rc == -EIO && w->fault == FAULT_LOCAL_READ;
+}
+
 bool session_verify(struct world *w)
 {
 	uint64_t until = clock_now_ns() + HANG_S * UINT64_C(1000000000);
@@ -339,6 +346,10 @@ bool session_verify(struct world *w)
 		int rc = verify(w, false, &err);
 		if (rc == 0)
 			return true;
+		if (read_error_met(w, rc)) {
+			w->broken++;
+			return false;
+		}
 		/* EBUSY: the destination was too slow for the guest; a move asks again, too */
 		if (rc != -EAGAIN && (rc != -EBUSY || clock_now_ns() > until))
 			return broke(w, rc, &err);
