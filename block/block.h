@@ -29,14 +29,17 @@ enum {
 	BLOCK_REQ_MAY_UNMAP = 1 << 1, /* write-zeroes may deallocate */
 	BLOCK_REQ_NO_FALLBACK =
 		1 << 2, /* write-zeroes: fail with ENOTSUP rather than write zero bytes slowly */
+	/* The submitter holds no lock and has nothing better to do: the driver may do it at once, and call done()
+	 * from inside block_submit. */
+	BLOCK_REQ_MAY_WAIT = 1 << 3,
 };
 
 struct block;
 
 /*
  * Owned by the caller, untouched from submit until done() is called. The buffers must stay valid as long.
- * done() is called exactly once, from the driver's completion thread (never from inside block_submit, never
- * with driver locks held), with result 0 or a negative errno. done() may submit further requests to any
+ * done() is called exactly once, from the driver's completion thread (never from inside block_submit unless
+ * BLOCK_REQ_MAY_WAIT allows it, never with driver locks held), with result 0 or a negative errno. done() may submit further requests to any
  * block; it must not wait for one.
  */
 struct block_request {

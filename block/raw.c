@@ -56,6 +56,15 @@ void block_unlock_fd(int fd, enum block_format format)
 	fcntl(fd, F_OFD_SETLK, &lock);
 }
 
+/* An idle disk answers a small transfer sooner than two threads are woken. Beside others it would wait in a
+ * row with them, and its submitter's next requests with it. */
+#define AT_ONCE_BYTES 16384u
+static bool at_once(const struct block_request *req, unsigned others)
+{
+	return (req->flags & (BLOCK_REQ_MAY_WAIT | BLOCK_REQ_FUA)) == BLOCK_REQ_MAY_WAIT && !others &&
+	       req->len_bytes <= AT_ONCE_BYTES && (req->op == BLOCK_READ || req->op == BLOCK_WRITE);
+}
+
 static int raw_submit(struct block *blk, struct block_request *req)
 {
 	struct raw_disk *disk = (struct raw_disk *)blk;
@@ -63,9 +72,11 @@ static int raw_submit(struct block *blk, struct block_request *req)
 	int rc = raw_op_create(disk, req, &op);
 	if (rc)
 		return rc;
-	atomic_fetch_add(&disk->inflight, 1);
+	unsigned others = atomic_fetch_add(&disk->inflight, 1);
 	bool pool_only = op->rmw || req->op == BLOCK_WRITE_ZEROES || req->op == BLOCK_DISCARD;
-	if (disk->ring && !pool_only)
+	if (!pool_only && at_once(req, others))
+		raw_op_run(op);
+	else if (disk->ring && !pool_only)
 		raw_uring_submit(disk->ring, op);
 	else
 		raw_pool_submit(disk->pool, op);

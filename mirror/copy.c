@@ -36,7 +36,11 @@
  * takes long: a few would leave a long link empty, and the guest waits for its round trip anyway. */
 #define YIELD_WINDOW	 2
 #define YIELD_READ_AHEAD 1
-#define YIELD_LATENCY_NS UINT64_C(2000000)
+/* A guest with so many requests under way waits for its own more than for a piece: it lets the copy have so
+ * many. */
+#define DEEP_GUEST	  8
+#define DEEP_YIELD_WINDOW 8
+#define YIELD_LATENCY_NS  UINT64_C(2000000)
 
 static void queue_push(struct copy_queue *q, struct copy_job *job)
 {
@@ -104,12 +108,24 @@ void copy_abandon(struct session *s, struct mirror_work *work)
 /* The guest writes, and would notice. */
 static bool yields(const struct session *s)
 {
-	return s->min_latency_ns < YIELD_LATENCY_NS && clock_now_ns() - s->guest_ns < GUEST_BUSY_NS;
+	return s->yield != MIRROR_YIELD_NOTHING && s->min_latency_ns < YIELD_LATENCY_NS &&
+	       clock_now_ns() - s->guest_ns < GUEST_BUSY_NS;
+}
+
+void copy_guest_writes(struct session *s)
+{
+	unsigned held =
+		s->m->ranges.total; /* the copy's and the guest's; the guest's new one is among them */
+	unsigned depth = held > s->active ? held - s->active : 1;
+	s->guest_ns = clock_now_ns();
+	s->guest_depth_x16 += depth - s->guest_depth_x16 / 16;
 }
 
 static unsigned window(const struct session *s)
 {
-	return s->limit > YIELD_WINDOW && yields(s) ? YIELD_WINDOW : s->limit;
+	bool deep = s->yield == MIRROR_YIELD_BALANCED && s->guest_depth_x16 >= DEEP_GUEST * 16;
+	unsigned most = deep ? DEEP_YIELD_WINDOW : YIELD_WINDOW;
+	return s->limit > most && yields(s) ? most : s->limit;
 }
 
 static unsigned chunks_allowed(const struct session *s)

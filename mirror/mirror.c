@@ -170,6 +170,7 @@ static int session_create(struct mirror *m, const struct mirror_options *opt, st
 	s->buffer_bytes = opt->buffer_bytes ? opt->buffer_bytes : MIRROR_BUFFER_DEFAULT_BYTES;
 	s->buffered = opt->buffered;
 	s->bandwidth = opt->bandwidth;
+	s->yield = opt->yield;
 	s->failed_cb = opt->failed;
 	s->opaque = opt->opaque;
 	atomic_init(&s->dead, false);

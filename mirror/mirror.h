@@ -27,6 +27,10 @@ void mirror_free(struct mirror *m);
 #define MIRROR_BUFFER_MIN_BYTES	    (UINT64_C(1) << 20)
 #define MIRROR_BUFFER_MAX_BYTES	    (UINT64_C(16) << 30)
 
+/* What the pass leaves to a guest that writes meanwhile: the few pieces at a time that it notices least;
+ * that, or more of them to a guest with many writes under way; nothing. */
+enum mirror_yield { MIRROR_YIELD_BALANCED, MIRROR_YIELD_MOST, MIRROR_YIELD_NOTHING };
+
 struct mirror_options {
 	struct block *remote; /* taken over by the mirror from a successful start until it ended */
 	bool remote_is_zero;  /* created by this move: holes are skipped */
@@ -40,6 +44,7 @@ struct mirror_options {
 			  synced */
 	uint32_t chunk_bytes;	     /* power of two; 0 = 256 KiB, or more where that were over 2^20 chunks */
 	unsigned requests_in_flight; /* 0 = default 32 */
+	enum mirror_yield yield;
 	/*
 	 * 0 = default 50: then a silent remote makes the chunk unsynced and ends the session. Silent: its
 	 * oldest unanswered request is the oldest for that long while a guest's write waits for as long; a

@@ -261,6 +261,8 @@ struct session {
 	unsigned njobs, active, reading, writing;
 	unsigned limit, good, bad; /* window; replies in a row that say so */
 	uint64_t guest_ns;	   /* when the guest changed its disk last */
+	enum mirror_yield yield;
+	unsigned guest_depth_x16; /* its writes under way, smoothed, in sixteenths */
 	uint32_t piece_bytes, align;
 	uint64_t cursor, scanned, min_latency_ns;
 	struct copy_queue events, queued;
@@ -367,5 +369,7 @@ void copy_ordered(struct copy_job *job);
 /* Gives chunks and ranges back; I/O in flight goes on into the jobs' buffers. */
 void copy_abandon(struct session *s, struct mirror_work *work);
 void copy_wake(struct session *s);
+/* The guest has added a change of its disk to the ranges. mirror->lock held. */
+void copy_guest_writes(struct session *s);
 
 #endif

@@ -432,7 +432,7 @@ static void op_start(struct mirror_op *op, struct mirror_work *work)
 		op_attach(op, (!has_data(op) || fill_bounce(op) == 0) && verify_hash_op(op) == 0, work);
 	op->local = (struct block_request){
 		.op = op->req->op,
-		.flags = op->req->flags,
+		.flags = op->req->flags & ~(unsigned)BLOCK_REQ_MAY_WAIT, /* the guest, not we */
 		.offset_bytes = op->range.offset_bytes,
 		.len_bytes = op->range.len_bytes,
 		.iov = op->req->iov,
@@ -504,9 +504,11 @@ int mirror_write_submit(struct mirror *m, struct block_request *req)
 		pthread_mutex_unlock(&m->lock);
 		return pass_through(op);
 	}
-	op->since_ns = m->session->guest_ns = clock_now_ns();
 	chunk_map_mark_scan(m->map, req->offset_bytes, req->len_bytes);
-	if (range_lock_add(&m->ranges, &op->range))
+	bool granted = range_lock_add(&m->ranges, &op->range);
+	copy_guest_writes(m->session);
+	op->since_ns = m->session->guest_ns;
+	if (granted)
 		mirror_op_activate(op, &work);
 	pthread_mutex_unlock(&m->lock);
 	mirror_work_run(m, &work);

@@ -59,6 +59,9 @@ static void submit(struct nbd_reply *r, enum block_op op)
 				       .done = io_done,
 				       .opaque = r};
 	if (op == BLOCK_READ || op == BLOCK_WRITE) {
+		/* With no request behind it, this thread has nothing better to do. */
+		if (!conn_has_input(nc->conn))
+			r->io.flags |= BLOCK_REQ_MAY_WAIT;
 		r->iov = (struct iovec){r->data, r->req.len_bytes};
 		r->io.iov = &r->iov;
 		r->io.niov = 1;
@@ -78,6 +81,7 @@ static void submit(struct nbd_reply *r, enum block_op op)
 	} else {
 		rc = block_submit(nc->server->opt.block, &r->io);
 	}
+	/* Once submitted, it may be answered and gone. */
 	if (rc)
 		leave_block(r, rc);
 }

@@ -269,6 +269,17 @@ ssize_t conn_write_now(struct conn *conn, const void *buf, size_t len, struct er
 			 : plain_writev_step(conn, &iov, 1, &events, err);
 }
 
+bool conn_has_input(struct conn *conn)
+{
+	struct pollfd p = {.fd = conn->fd, .events = POLLIN};
+	if (conn->ssl) {
+		SCOPE_LOCK(&conn->ssl_lock);
+		if (SSL_has_pending(conn->ssl))
+			return true;
+	}
+	return poll(&p, 1, 0) != 0;
+}
+
 /* Small pieces are joined into whole records; large ones go as they are. */
 static int tls_writev(struct conn *conn, const struct iovec *iov, int niov, unsigned timeout_ms,
 		      struct error *err)

@@ -88,6 +88,8 @@ int conn_writev_full(struct conn *conn, struct iovec *iov, int niov, unsigned ti
 /* Sends what the socket takes at once, without waiting: bytes sent, less than all perhaps, -EAGAIN for none,
  * or an error. What is left must come next, unchanged. */
 ssize_t conn_write_now(struct conn *conn, const void *buf, size_t len, struct error *err);
+/* Whether a read would find something now: bytes, or that there will be none. The reading thread's. */
+bool conn_has_input(struct conn *conn);
 /* At least one byte, at most len; 0 = orderly close. */
 ssize_t conn_read_some(struct conn *conn, void *buf, size_t len, unsigned timeout_ms, struct error *err);
 /* Wakes blocked readers and writers with -ESHUTDOWN, and closes the sending direction. Any thread, not a

@@ -143,6 +143,9 @@ int source_storage_open(struct move *mv, unsigned i, uint64_t broken_ms, struct 
 	else if (broken_ms && clock_now_ms() - broken_ms < BUSY_MOST_MS && mv->busy_breaks[i]++ &&
 		 mv->grace_ms[i] < least * GRACE_GROWTH_MAX && mv->grace_ms[i] < mv->vm->cfg->silence_ms / 4)
 		mv->grace_ms[i] *= 2;
+	static const enum mirror_yield yields[] = {[MOVE_PRIORITY_GUEST] = MIRROR_YIELD_MOST,
+						   [MOVE_PRIORITY_BALANCED] = MIRROR_YIELD_BALANCED,
+						   [MOVE_PRIORITY_FINISH] = MIRROR_YIELD_NOTHING};
 	struct mirror_options mopt = {
 		.remote = remote,
 		.remote_is_zero = mv->disks[i].mode == MOVE_DISK_FILE && !mv->resumed[i],
@@ -151,6 +154,7 @@ int source_storage_open(struct move *mv, unsigned i, uint64_t broken_ms, struct 
 		.hold_pass = mv->resumed[i],
 		.keep_map = broken_ms,
 		.chunk_bytes = source_chunk_bytes(d->local->size_bytes),
+		.yield = yields[mv->opt.priority],
 		.write_grace_ms = mv->grace_ms[i],
 		.buffered = mv->opt.mirror_buffered,
 		.bandwidth = &mv->bandwidth,

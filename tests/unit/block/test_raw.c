@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <linux/fs.h>
 #include <linux/loop.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <sys/ioctl.h>
 #include <sys/wait.h>
@@ -137,6 +138,69 @@ START_TEST(test_many_in_flight)
 	for (int i = 0; i < N; i++)
 		free(m[i].buf);
 	free(m);
+}
+END_TEST
+
+struct single {
+	struct block_request req;
+	struct iovec iov;
+	pthread_t thread; /* that answered it */
+	atomic_int result;
+};
+
+static void single_done(struct block_request *req, int result)
+{
+	struct single *s = req->opaque;
+	s->thread = pthread_self();
+	atomic_store(&s->result, result);
+}
+
+/* On an idle disk: true if the submitter itself answered it. */
+static bool answered_at_once(struct block *blk, enum block_op op, unsigned flags, void *buf, size_t len)
+{
+	struct single s = {.iov = {buf, len}};
+	atomic_init(&s.result, 1);
+	s.req = (struct block_request){.op = op,
+				       .flags = flags,
+				       .len_bytes = len,
+				       .iov = &s.iov,
+				       .niov = 1,
+				       .done = single_done,
+				       .opaque = &s};
+	ck_assert_int_eq(block_submit(blk, &s.req), 0);
+	while (atomic_load(&s.result) == 1)
+		clock_sleep_ms(1);
+	ck_assert_int_eq(atomic_load(&s.result), 0);
+	return pthread_equal(s.thread, pthread_self());
+}
+
+/* The one before is counted until a moment after its answer. */
+static bool at_once_soon(struct block *blk, enum block_op op, void *buf)
+{
+	for (int i = 0; i < 100; i++) {
+		if (answered_at_once(blk, op, BLOCK_REQ_MAY_WAIT, buf, 4096))
+			return true;
+		clock_sleep_ms(5);
+	}
+	return false;
+}
+
+/* Only who allows it is kept waiting, and not for long. */
+START_TEST(test_at_once)
+{
+	rig_file("d", MiB);
+	struct block *blk = open_disk(rig_path("d"), _i);
+	unsigned char *buf = aligned_alloc(4096, 65536), *seen = aligned_alloc(4096, 65536);
+	memset(buf, 0x5a, 65536);
+	ck_assert(!answered_at_once(blk, BLOCK_WRITE, 0, buf, 4096));
+	ck_assert(at_once_soon(blk, BLOCK_WRITE, buf));
+	ck_assert(!answered_at_once(blk, BLOCK_WRITE, BLOCK_REQ_MAY_WAIT, buf, 65536));
+	ck_assert(!answered_at_once(blk, BLOCK_WRITE, BLOCK_REQ_MAY_WAIT | BLOCK_REQ_FUA, buf, 4096));
+	ck_assert(at_once_soon(blk, BLOCK_READ, seen));
+	ck_assert_mem_eq(seen, buf, 4096);
+	block_close(blk);
+	free(buf);
+	free(seen);
 }
 END_TEST
 
@@ -438,6 +502,7 @@ int main(void)
 	tcase_add_loop_test(t, test_write_then_read, 0, 4);
 	tcase_add_loop_test(t, test_unaligned, 0, 4);
 	tcase_add_loop_test(t, test_many_in_flight, 0, 4);
+	tcase_add_loop_test(t, test_at_once, 0, 4);
 	tcase_add_loop_test(t, test_zero_and_discard, 0, 4);
 	tcase_add_loop_test(t, test_extents, 0, 4);
 	tcase_add_loop_test(t, test_odd_file_size, 0, 4);
