@@ -116,12 +116,15 @@ int conn_wait(struct conn *conn, short events, uint64_t deadline_ns, struct erro
 	}
 }
 
-static ssize_t plain_read_step(struct conn *conn, void *buf, size_t len, short *events, struct error *err)
+static ssize_t plain_readv_step(struct conn *conn, const struct iovec *iov, int niov, short *events,
+				struct error *err)
 {
+	struct msghdr msg = {.msg_iov = (struct iovec *)iov,
+			     .msg_iovlen = (size_t)(niov < IOV_BATCH ? niov : IOV_BATCH)};
 	ssize_t n;
 
 	do {
-		n = recv(conn->fd, buf, len, 0);
+		n = recvmsg(conn->fd, &msg, 0);
 	} while (n < 0 && errno == EINTR);
 	if (n >= 0) {
 		atomic_fetch_add_explicit(&conn->received_bytes, (uint64_t)n, memory_order_relaxed);
@@ -159,12 +162,12 @@ static uint64_t deadline_after(unsigned timeout_ms)
 	return timeout_ms ? clock_now_ns() + (uint64_t)timeout_ms * 1000000 : 0;
 }
 
-ssize_t conn_read_some(struct conn *conn, void *buf, size_t len, unsigned timeout_ms, struct error *err)
+/* Either one buffer over TLS or several without. At least one byte; 0 = orderly close. */
+static ssize_t readv_some(struct conn *conn, const struct iovec *iov, int niov, unsigned timeout_ms,
+			  struct error *err)
 {
 	uint64_t deadline = 0;
 
-	if (!len)
-		return error_set(err, EINVAL, "connection: read of no bytes");
 	for (;;) {
 		short events = POLLIN;
 		ssize_t n;
@@ -172,8 +175,8 @@ ssize_t conn_read_some(struct conn *conn, void *buf, size_t len, unsigned timeou
 
 		if (atomic_load(&conn->shut))
 			return error_set(err, ESHUTDOWN, "connection was shut down here");
-		n = conn->ssl ? tls_read_step(conn, buf, len, &events, err)
-			      : plain_read_step(conn, buf, len, &events, err);
+		n = conn->ssl ? tls_read_step(conn, iov->iov_base, iov->iov_len, &events, err)
+			      : plain_readv_step(conn, iov, niov, &events, err);
 		if (n != -EAGAIN)
 			return n;
 		if (!deadline)
@@ -186,12 +189,37 @@ ssize_t conn_read_some(struct conn *conn, void *buf, size_t len, unsigned timeou
 	}
 }
 
-int conn_read_full(struct conn *conn, void *buf, size_t len, unsigned timeout_ms, struct error *err)
+ssize_t conn_read_some(struct conn *conn, void *buf, size_t len, unsigned timeout_ms, struct error *err)
 {
-	size_t done = 0;
+	struct iovec iov = {.iov_base = buf, .iov_len = len};
 
-	while (done < len) {
-		ssize_t n = conn_read_some(conn, (uint8_t *)buf + done, len - done, timeout_ms, err);
+	if (!len)
+		return error_set(err, EINVAL, "connection: read of no bytes");
+	return readv_some(conn, &iov, 1, timeout_ms, err);
+}
+
+/* Drops n bytes, and with them what is empty, from the front. */
+static void iov_advance(struct iovec **iov, int *niov, size_t n)
+{
+	while (*niov && n >= (*iov)->iov_len) {
+		n -= (*iov)->iov_len;
+		(*iov)++;
+		(*niov)--;
+	}
+	if (*niov) {
+		(*iov)->iov_base = (uint8_t *)(*iov)->iov_base + n;
+		(*iov)->iov_len -= n;
+	}
+}
+
+int conn_readv_full(struct conn *conn, struct iovec *iov, int niov, unsigned timeout_ms, struct error *err)
+{
+	size_t done = 0, left = 0;
+
+	for (int i = 0; i < niov; i++)
+		left += iov[i].iov_len;
+	for (iov_advance(&iov, &niov, 0); niov;) {
+		ssize_t n = readv_some(conn, iov, niov, timeout_ms, err);
 
 		if (n < 0)
 			return (int)n;
@@ -200,14 +228,23 @@ int conn_read_full(struct conn *conn, void *buf, size_t len, unsigned timeout_ms
 		if (n == 0)
 			return error_set(err, ECONNRESET,
 					 "the peer closed the connection in the middle (%zu of %zu bytes)",
-					 done, len);
+					 done, done + left);
 		done += (size_t)n;
+		left -= (size_t)n;
+		iov_advance(&iov, &niov, (size_t)n);
 	}
 	return 0;
 }
 
-/* Either one buffer over TLS or several without. */
-static int write_step_wait(struct conn *conn, struct iovec *iov, int niov, unsigned timeout_ms,
+int conn_read_full(struct conn *conn, void *buf, size_t len, unsigned timeout_ms, struct error *err)
+{
+	struct iovec iov = {.iov_base = buf, .iov_len = len};
+
+	return conn_readv_full(conn, &iov, 1, timeout_ms, err);
+}
+
+/* Either one buffer over TLS or several without. more: so is there, in a moment (TLS). */
+static int write_step_wait(struct conn *conn, struct iovec *iov, int niov, bool more, unsigned timeout_ms,
 			   size_t *written, struct error *err)
 {
 	uint64_t deadline = 0;
@@ -219,7 +256,7 @@ static int write_step_wait(struct conn *conn, struct iovec *iov, int niov, unsig
 
 		if (atomic_load(&conn->shut))
 			return error_set(err, ESHUTDOWN, "connection was shut down here");
-		n = conn->ssl ? tls_write_step(conn, iov->iov_base, iov->iov_len, &events, err)
+		n = conn->ssl ? tls_write_step(conn, iov->iov_base, iov->iov_len, more, &events, err)
 			      : plain_writev_step(conn, iov, niov, &events, err);
 		if (n >= 0) {
 			*written = (size_t)n;
@@ -237,13 +274,16 @@ static int write_step_wait(struct conn *conn, struct iovec *iov, int niov, unsig
 	}
 }
 
-static int write_one(struct conn *conn, void *buf, size_t len, unsigned timeout_ms, struct error *err)
+static int write_one(struct conn *conn, void *buf, size_t len, bool more, unsigned timeout_ms,
+		     struct error *err)
 {
 	struct iovec iov = {.iov_base = buf, .iov_len = len};
 
 	while (iov.iov_len) {
 		size_t n = 0;
-		int ret = write_step_wait(conn, &iov, 1, timeout_ms, &n, err);
+		/* OpenSSL writes a record at a time */
+		int ret = write_step_wait(conn, &iov, 1, more || iov.iov_len > TLS_RECORD_BYTES, timeout_ms,
+					  &n, err);
 
 		if (ret < 0)
 			return ret;
@@ -255,7 +295,7 @@ static int write_one(struct conn *conn, void *buf, size_t len, unsigned timeout_
 
 int conn_write_full(struct conn *conn, const void *buf, size_t len, unsigned timeout_ms, struct error *err)
 {
-	return write_one(conn, (void *)buf, len, timeout_ms, err);
+	return write_one(conn, (void *)buf, len, false, timeout_ms, err);
 }
 
 ssize_t conn_write_now(struct conn *conn, const void *buf, size_t len, struct error *err)
@@ -265,7 +305,7 @@ ssize_t conn_write_now(struct conn *conn, const void *buf, size_t len, struct er
 
 	if (atomic_load(&conn->shut))
 		return error_set(err, ESHUTDOWN, "connection was shut down here");
-	return conn->ssl ? tls_write_step(conn, buf, len, &events, err)
+	return conn->ssl ? tls_write_step(conn, buf, len, false, &events, err)
 			 : plain_writev_step(conn, &iov, 1, &events, err);
 }
 
@@ -284,9 +324,11 @@ bool conn_has_input(struct conn *conn)
 static int tls_writev(struct conn *conn, const struct iovec *iov, int niov, unsigned timeout_ms,
 		      struct error *err)
 {
-	size_t held = 0;
+	size_t held = 0, after = 0;
 	int ret;
 
+	for (int i = 0; i < niov; i++)
+		after += iov[i].iov_len;
 	for (int i = 0; i < niov; i++) {
 		uint8_t *p = iov[i].iov_base;
 		size_t left = iov[i].iov_len;
@@ -296,15 +338,17 @@ static int tls_writev(struct conn *conn, const struct iovec *iov, int niov, unsi
 
 			if (!held && left >= TLS_RECORD_BYTES) {
 				n = left - left % TLS_RECORD_BYTES;
-				ret = write_one(conn, p, n, timeout_ms, err);
+				after -= n;
+				ret = write_one(conn, p, n, after > 0, timeout_ms, err);
 				if (ret < 0)
 					return ret;
 			} else {
 				n = TLS_RECORD_BYTES - held < left ? TLS_RECORD_BYTES - held : left;
 				memcpy(conn->gather + held, p, n);
 				held += n;
+				after -= n;
 				if (held == TLS_RECORD_BYTES) {
-					ret = write_one(conn, conn->gather, held, timeout_ms, err);
+					ret = write_one(conn, conn->gather, held, after > 0, timeout_ms, err);
 					if (ret < 0)
 						return ret;
 					held = 0;
@@ -314,38 +358,22 @@ static int tls_writev(struct conn *conn, const struct iovec *iov, int niov, unsi
 			left -= n;
 		}
 	}
-	return held ? write_one(conn, conn->gather, held, timeout_ms, err) : 0;
+	return held ? write_one(conn, conn->gather, held, false, timeout_ms, err) : 0;
 }
 
 int conn_writev_full(struct conn *conn, struct iovec *iov, int niov, unsigned timeout_ms, struct error *err)
 {
 	if (conn->ssl)
 		return tls_writev(conn, iov, niov, timeout_ms, err);
-	for (;;) {
+	for (iov_advance(&iov, &niov, 0); niov;) {
 		size_t n = 0;
-		int ret;
+		int ret = write_step_wait(conn, iov, niov, false, timeout_ms, &n, err);
 
-		while (niov && iov->iov_len == 0) {
-			iov++;
-			niov--;
-		}
-		if (!niov)
-			return 0;
-		ret = write_step_wait(conn, iov, niov, timeout_ms, &n, err);
 		if (ret < 0)
 			return ret;
-		while (n) {
-			size_t part = n < iov->iov_len ? n : iov->iov_len;
-
-			iov->iov_base = (uint8_t *)iov->iov_base + part;
-			iov->iov_len -= part;
-			n -= part;
-			if (!iov->iov_len) {
-				iov++;
-				niov--;
-			}
-		}
+		iov_advance(&iov, &niov, n);
 	}
+	return 0;
 }
 
 bool conn_is_tls(const struct conn *conn)

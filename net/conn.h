@@ -83,6 +83,8 @@ int conn_fd(const struct conn *conn);
  * -ESHUTDOWN after conn_shutdown. One reading and one writing thread at a time.
  */
 int conn_read_full(struct conn *conn, void *buf, size_t len, unsigned timeout_ms, struct error *err);
+/* Into several places, one after the other. Uses iov up, as conn_writev_full does. */
+int conn_readv_full(struct conn *conn, struct iovec *iov, int niov, unsigned timeout_ms, struct error *err);
 int conn_write_full(struct conn *conn, const void *buf, size_t len, unsigned timeout_ms, struct error *err);
 int conn_writev_full(struct conn *conn, struct iovec *iov, int niov, unsigned timeout_ms, struct error *err);
 /* Sends what the socket takes at once, without waiting: bytes sent, less than all perhaps, -EAGAIN for none,

@@ -35,6 +35,7 @@ struct conn {
 	pthread_mutex_t ssl_lock;
 	uint8_t *gather;		 /* the writer's: TLS_RECORD_BYTES to join small pieces */
 	uint64_t bytes_since_key_update; /* the writer's */
+	bool more_follows;		 /* of what is being written; under ssl_lock */
 	bool is_server, judged, handshake_done, read_anything;
 	bool bio_eof;
 	int bio_errno; /* of the failed socket call below OpenSSL */
@@ -56,9 +57,10 @@ int conn_take_fd(struct conn *conn);
 int conn_alloc(int fd, struct conn **out, struct error *err);
 
 /* One non-blocking step. Bytes moved, 0 = orderly end (read only), -EAGAIN with *events to wait for, or an
- * error. */
+ * error. more: other bytes follow at once, so packets may wait for them. */
 ssize_t tls_read_step(struct conn *conn, void *buf, size_t len, short *events, struct error *err);
-ssize_t tls_write_step(struct conn *conn, const void *buf, size_t len, short *events, struct error *err);
+ssize_t tls_write_step(struct conn *conn, const void *buf, size_t len, bool more, short *events,
+		       struct error *err);
 void tls_send_close_notify(struct conn *conn);
 void tls_release(struct conn *conn);
 

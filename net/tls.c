@@ -26,7 +26,7 @@ static int bio_write(BIO *bio, const char *buf, int len)
 
 	BIO_clear_retry_flags(bio);
 	do {
-		n = send(conn->fd, buf, (size_t)len, MSG_NOSIGNAL);
+		n = send(conn->fd, buf, (size_t)len, MSG_NOSIGNAL | (conn->more_follows ? MSG_MORE : 0));
 	} while (n < 0 && errno == EINTR);
 	if (n >= 0) {
 		atomic_fetch_add_explicit(&conn->sent_bytes, (uint64_t)n, memory_order_relaxed);
@@ -212,7 +212,10 @@ ssize_t tls_read_step(struct conn *conn, void *buf, size_t len, short *events, s
 	return tls_step_result(conn, ret, events, err);
 }
 
-ssize_t tls_write_step(struct conn *conn, const void *buf, size_t len, short *events, struct error *err)
+/* OpenSSL writes record by record. A packet for each, as on a socket without delay, costs more than the
+ * encryption: they wait for those that follow. */
+ssize_t tls_write_step(struct conn *conn, const void *buf, size_t len, bool more, short *events,
+		       struct error *err)
 {
 	SCOPE_LOCK(&conn->ssl_lock);
 	size_t n = 0;
@@ -223,7 +226,9 @@ ssize_t tls_write_step(struct conn *conn, const void *buf, size_t len, short *ev
 	if (conn->bytes_since_key_update >= KEY_UPDATE_BYTES &&
 	    SSL_key_update(conn->ssl, SSL_KEY_UPDATE_NOT_REQUESTED) == 1)
 		conn->bytes_since_key_update = 0;
+	conn->more_follows = more;
 	ret = SSL_write_ex(conn->ssl, buf, len, &n);
+	conn->more_follows = false;
 	if (ret == 1) {
 		conn->bytes_since_key_update += n;
 		return (ssize_t)n;
