@@ -117,13 +117,15 @@ void mem_sender_cancel(struct mem_sender *s); /* any thread */
 void mem_sender_stats(struct mem_sender *s, struct mem_stats *out);
 void mem_sender_free(struct mem_sender *s); /* stops tracking */
 
+struct mem_prefault;
 struct mem_receiver_options {
 	struct mem_space space;
 	struct conn **streams;
 	unsigned nstreams;
 	unsigned timeout_ms;
 	uint64_t epoch;
-	bool postcopy; /* frames may name pages that come later */
+	bool postcopy;		       /* frames may name pages that come later */
+	struct mem_prefault *prefault; /* NULL: none. Outlives the receiver */
 };
 struct mem_receiver;
 /*
@@ -138,10 +140,25 @@ uint64_t *mem_receiver_take_later(struct mem_receiver *r);
 void mem_receiver_stats(struct mem_receiver *r, struct mem_stats *out);
 void mem_receiver_free(struct mem_receiver *r); /* shuts the streams down and joins */
 
-/* Faults in [offset, offset+len) of the space with several threads (madvise POPULATE_WRITE); for the regions
- * that the source reports. */
-int mem_prefault(const struct mem_space *space, const uint64_t *region_bitmap, uint64_t nregions,
-		 unsigned nthreads, const bool *cancel, struct error *err);
+/*
+ * Faults in the regions of guest memory that the source reports, by threads of its own, and by the receiver
+ * where data come before they do. Nothing else is touched, and what is there stays.
+ */
+struct mem_prefault_options {
+	struct mem_space space;
+	const uint64_t *regions; /* one bit each; copied */
+	uint64_t nregions;
+	unsigned nthreads; /* 0: by the number of processors, at most 8 */
+	bool huge;	   /* as huge pages if there are any: not where pages may be freed singly later */
+};
+struct mem_prefault;
+int mem_prefault_start(const struct mem_prefault_options *opt, struct mem_prefault **out, struct error *err);
+/* Until all is faulted in, or it failed. */
+int mem_prefault_wait(struct mem_prefault *p, struct error *err);
+/* At once: after it no thread of its own touches the memory. What failed before is told here, too. */
+int mem_prefault_stop(struct mem_prefault *p, struct error *err);
+void mem_prefault_free(struct mem_prefault *p); /* after the receiver that was given it; NULL is fine */
+
 /* Populated 2 MiB regions of the space by SEEK_DATA. */
 int mem_populated_regions(const struct mem_space *space, uint64_t *region_bitmap, struct error *err);
 

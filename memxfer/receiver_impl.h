@@ -25,6 +25,8 @@ struct mem_rx {
 	/* Where the frame's data pages belong, pages that follow one another as one; the second is used up
 	 * by reading. */
 	struct iovec target[MEM_FRAME_PAGES_MAX], reading[MEM_FRAME_PAGES_MAX];
+	bool any_region; /* the last that data landed in */
+	uint64_t region;
 	XXH3_state_t *sum;
 	ZSTD_DCtx *zstd;
 };

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/bitmap.h"
+#include "memxfer/prefault.h"
 #include "memxfer/receiver_impl.h"
 
 int mem_rx_alloc(struct mem_rx *rx, struct error *err)
@@ -181,6 +182,18 @@ static int read_runs(struct mem_rx *rx, const struct mem_header *h, struct error
 	return ret < 0 ? blame_wire(rx, h, ret, err) : 0;
 }
 
+/* A fault for each page in the middle of a copy out of the socket costs more than a region at once. */
+static void make_ready(struct mem_rx *rx, uint64_t region)
+{
+	struct mem_prefault *prefault = rx->receiver->opt.prefault;
+
+	if (!prefault || (rx->any_region && region == rx->region))
+		return;
+	rx->any_region = true;
+	rx->region = region;
+	mem_prefault_region(prefault, region);
+}
+
 /* How many pieces of memory the frame's data pages are; at most as many as pages. */
 static int find_targets(struct mem_rx *rx, const struct mem_header *h)
 {
@@ -194,6 +207,7 @@ static int find_targets(struct mem_rx *rx, const struct mem_header *h)
 
 		if (run->kind != MEM_RUN_DATA)
 			continue;
+		make_ready(rx, run->first / MEM_REGION_PAGES);
 		if (n && (uint8_t *)rx->target[n - 1].iov_base + rx->target[n - 1].iov_len == at)
 			rx->target[n - 1].iov_len += len;
 		else

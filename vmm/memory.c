@@ -15,6 +15,28 @@
  * makes. */
 #define MEMORY_MAX_BYTES (UINT64_C(1) << 38)
 
+/* Aligned as a huge page is, in the guest as here, or there can be none. NULL with errno set. */
+static void *map_aligned(int fd, uint64_t size)
+{
+	uint8_t *area = mmap(NULL, size + MEM_REGION_BYTES, PROT_NONE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (area == MAP_FAILED)
+		return NULL;
+	size_t before = -(uintptr_t)area % MEM_REGION_BYTES;
+	if (before)
+		munmap(area, before);
+	if (before < MEM_REGION_BYTES)
+		munmap(area + before + size, MEM_REGION_BYTES - before);
+	void *base = mmap(area + before, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED,
+			  fd, 0);
+	if (base != MAP_FAILED)
+		return base;
+	int e = errno;
+	munmap(area + before, size);
+	errno = e;
+	return NULL;
+}
+
 int guest_memory_create(uint64_t size_bytes, struct guest_memory *mem, struct error *err)
 {
 	*mem = (struct guest_memory){.fd = -1};
@@ -33,8 +55,8 @@ int guest_memory_create(uint64_t size_bytes, struct guest_memory *mem, struct er
 	uint64_t *dirty = bitmap_alloc(size_bytes / MEM_PAGE_BYTES);
 	if (!dirty)
 		return error_errno(err, ENOMEM, "guest memory: dirty bitmap");
-	void *base = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
-	if (base == MAP_FAILED) {
+	void *base = map_aligned(fd, size_bytes);
+	if (!base) {
 		int e = errno;
 		free(dirty);
 		return error_errno(err, e, "guest memory: map %llu bytes", (unsigned long long)size_bytes);

@@ -21,7 +21,6 @@
 #include "vmm/move_destination_hash.h"
 
 #define PROOF_TIMEOUT_MS 10000
-#define PREFAULT_THREADS 2
 
 /* --- frames that come any time --- */
 
@@ -78,23 +77,25 @@ static void link_failed(void *opaque, const struct error *why)
 		arrival_postcopy_abort(a);
 }
 
-static void *prefault_thread(void *arg)
+/* Beside the copy of the disks. Nothing is lost but time where it fails. */
+static void prefault_start(struct arrival *a)
 {
-	struct arrival *a = arg;
-	struct mem_space space = machine_memory_space(a->vm->machine);
+	struct mem_prefault_options opt = {
+		.space = machine_memory_space(a->vm->machine),
+		.regions = a->regions,
+		.nregions = a->nregions,
+		.huge = a->faults_fd < 0,
+	};
 	struct error err = ERROR_INIT;
-	int rc = mem_prefault(&space, a->regions, a->nregions, PREFAULT_THREADS, &a->prefault_cancel, &err);
-	if (rc && rc != -ECANCELED)
-		log_warn("prefault: %s", err.message);
-	return NULL;
+	if (mem_prefault_start(&opt, &a->prefault, &err))
+		log_warn("%s", err.message);
 }
 
 static void prefault_stop(struct arrival *a)
 {
-	__atomic_store_n(&a->prefault_cancel, true, __ATOMIC_RELAXED);
-	if (a->prefaulter_started)
-		pthread_join(a->prefaulter, NULL);
-	a->prefaulter_started = false;
+	struct error err = ERROR_INIT;
+	if (a->prefault && mem_prefault_stop(a->prefault, &err))
+		log_warn("%s", err.message);
 }
 
 /* --- phases --- */
@@ -117,8 +118,7 @@ static int phase_storage(struct arrival *a, struct error *err)
 	if (rc)
 		return rc;
 	arrival_hash_open(a);
-	rc = pthread_create(&a->prefaulter, NULL, prefault_thread, a);
-	a->prefaulter_started = !rc;
+	prefault_start(a);
 	return 0;
 }
 
@@ -615,6 +615,7 @@ static void arrival_free(struct arrival *a)
 	tls_context_free(a->tls);
 	json_decref(a->cpu);
 	free(a->regions);
+	mem_prefault_free(a->prefault);
 	for (unsigned i = 0; i < a->nfiles; i++)
 		if (a->files[i].fd >= 0)
 			close(a->files[i].fd);

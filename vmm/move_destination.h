@@ -68,6 +68,7 @@ struct arrival {
 	unsigned nlayers; /* files below disks that travel along */
 	uint64_t *regions;
 	uint64_t nregions;
+	struct mem_prefault *prefault;
 	json_t *cpu;
 	uint64_t keep_s; /* its disks, should it fail */
 
@@ -78,9 +79,8 @@ struct arrival {
 	char disk_token[VM_DISKS_MAX][TOKEN_HEX_CHARS + 1];
 	char memory_token[MEM_STREAMS_MAX][TOKEN_HEX_CHARS + 1];
 	char layer_token[ARRIVAL_LAYERS_MAX][TOKEN_HEX_CHARS + 1]; /* disk by disk, nearest first */
-	pthread_t router, prefaulter, confirmer, rereader;
-	bool router_started, prefaulter_started, confirmer_started, rereader_started;
-	bool prefault_cancel;
+	pthread_t router, confirmer, rereader;
+	bool router_started, confirmer_started, rereader_started;
 	struct mem_receiver *receiver;
 	struct arrival_hash *hash; /* NULL: a source of version 1 */
 	/* move_destination_postcopy.c; not agreed: faults_fd is -1 */
@@ -90,7 +90,7 @@ struct arrival {
 	struct mem_postcopy_dest *postcopy; /* with the receiver */
 	pthread_t pager;
 	bool pager_started;
-	enum arrival_stage stage;  /* atomic */
+	enum arrival_stage stage; /* atomic */
 
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
@@ -102,14 +102,14 @@ struct arrival {
 	struct nbd_server *layer_nbd;
 	struct conn *memory[MEM_STREAMS_MAX];
 	unsigned nmemory;
-	bool closing;	   /* the process ends */
+	bool closing;	    /* the process ends */
 	bool channels_over; /* no further one is taken */
-	bool memory_void;  /* pages that were missing have been given up, before COMMIT */
-	bool channel_up;   /* control */
-	bool commit;	   /* COMMIT was read */
-	bool abandoned;	   /* durably */
-	bool owner;	   /* durably */
-	bool write_failed; /* the owner record could not be written: nobody knows */
+	bool memory_void;   /* pages that were missing have been given up, before COMMIT */
+	bool channel_up;    /* control */
+	bool commit;	    /* COMMIT was read */
+	bool abandoned;	    /* durably */
+	bool owner;	    /* durably */
+	bool write_failed;  /* the owner record could not be written: nobody knows */
 	bool confirmed;
 	bool answers; /* the source does, at the last question */
 	char resolve[16];

@@ -201,6 +201,7 @@ int arrival_receiver_start(struct arrival *a, struct error *err)
 		.timeout_ms = a->vm->cfg->silence_ms,
 		.epoch = a->epoch,
 		.postcopy = a->faults_fd >= 0,
+		.prefault = a->prefault,
 	};
 	struct mem_receiver *r;
 	int rc = arrival_postcopy_create(a, err);

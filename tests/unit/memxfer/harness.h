@@ -36,8 +36,11 @@ static inline struct mem_space space_create(uint64_t npages)
 	memset(fill, GUARD_FILL, sizeof fill);
 	ck_assert_int_eq(ftruncate(sp.fd, (off_t)(len + GUARD_BYTES)), 0);
 	ck_assert_int_eq(pwrite(sp.fd, fill, sizeof fill, (off_t)len), sizeof fill);
-	area = mmap(NULL, len + 2 * GUARD_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	area = mmap(NULL, len + 2 * GUARD_BYTES + MEM_REGION_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS,
+		    -1, 0);
 	ck_assert(area != MAP_FAILED);
+	/* Guest memory is aligned as huge pages are. */
+	area += -(uintptr_t)(area + GUARD_BYTES) % MEM_REGION_BYTES;
 	sp.base = mmap(area + GUARD_BYTES, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, sp.fd, 0);
 	ck_assert(sp.base != MAP_FAILED);
 	return sp;

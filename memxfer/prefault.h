@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MEMXFER_PREFAULT_H
+#define MEMXFER_PREFAULT_H
+
+#include "memxfer/memxfer.h"
+
+/*
+ * For the receiver, before data of the region land: makes it ready if nobody has begun to, or waits for who
+ * has. Regions that were not asked for are left alone. Any thread.
+ */
+void mem_prefault_region(struct mem_prefault *p, uint64_t region);
+
+#endif
