@@ -5,8 +5,8 @@
 #include "memxfer/memxfer.h"
 
 /*
- * For the receiver, before data of the region land: makes it ready if nobody has begun to, or waits for who
- * has. Regions that were not asked for are left alone. Any thread.
+ * For the receiver, before data of the region land: makes it ready, with those around it that were asked for,
+ * if nobody has begun to, or waits for who has. Any thread.
  */
 void mem_prefault_region(struct mem_prefault *p, uint64_t region);
 
