@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/bitmap.h"
@@ -25,18 +26,23 @@
 #define GROUP_REGIONS 16u
 #define GROUPS(n)     (((n) + GROUP_REGIONS - 1) / GROUP_REGIONS)
 
+/* Processor time that regions have taken. */
+struct cost {
+	uint64_t regions, ns;
+};
+
 struct mem_prefault {
 	struct mem_prefault_options opt;
 	pthread_t threads[THREADS_MAX];
 	unsigned nthreads;
 	atomic_bool stop, huge;
-	_Atomic uint64_t huge_regions;
 
 	pthread_mutex_t lock;
 	pthread_cond_t done; /* somebody is through with a group, or a thread has ended */
 	uint64_t *wanted;    /* regions that nobody has begun */
 	uint64_t *at_work;   /* groups that somebody is at */
-	uint64_t next, regions;
+	uint64_t next;
+	struct cost pages, huge_pages;
 	unsigned ended;
 	int failed; /* positive errno */
 };
@@ -55,30 +61,26 @@ static void touch(uint8_t *p, size_t len)
  */
 static bool make_huge(struct mem_prefault *p, uint8_t *at, size_t len)
 {
-	if (!atomic_load_explicit(&p->huge, memory_order_relaxed) || len % MEM_REGION_BYTES ||
-	    (uintptr_t)at % MEM_REGION_BYTES)
+	if (len % MEM_REGION_BYTES || (uintptr_t)at % MEM_REGION_BYTES)
 		return false;
 	for (size_t i = 0; i < len; i += MEM_REGION_BYTES)
 		touch(at + i, MEM_PAGE_BYTES);
-	if (madvise(at, len, MADV_COLLAPSE) == 0) {
-		atomic_fetch_add_explicit(&p->huge_regions, len / MEM_REGION_BYTES, memory_order_relaxed);
+	if (madvise(at, len, MADV_COLLAPSE) == 0)
 		return true;
-	}
-	/* EINVAL: this kernel cannot, or may not. For all else the next ones have another chance. */
-	if (errno == EINVAL)
-		atomic_store(&p->huge, false);
+	/* This kernel cannot, may not, or has none left. */
+	atomic_store(&p->huge, false);
 	return false;
 }
 
 /* Regions [first, end). 0 or a positive errno. */
-static int fault_in(struct mem_prefault *p, uint64_t first, uint64_t end)
+static int fault_in(struct mem_prefault *p, uint64_t first, uint64_t end, bool huge)
 {
 	const struct mem_space *space = &p->opt.space;
 	uint64_t last = space->npages * MEM_PAGE_BYTES;
 	uint64_t from = first * MEM_REGION_BYTES,
 		 to = end * MEM_REGION_BYTES < last ? end * MEM_REGION_BYTES : last;
 
-	if (make_huge(p, space->base + from, (size_t)(to - from)))
+	if (huge && make_huge(p, space->base + from, (size_t)(to - from)))
 		return 0;
 	while (from < to && !atomic_load_explicit(&p->stop, memory_order_relaxed)) {
 		size_t len = to - from < MEM_REGION_BYTES ? (size_t)(to - from) : MEM_REGION_BYTES;
@@ -105,23 +107,50 @@ static unsigned claim(struct mem_prefault *p, uint64_t group)
 	if (!mine || p->failed || atomic_load(&p->stop))
 		return 0;
 	*word &= ~((uint64_t)mine << shift);
-	p->regions += (unsigned)__builtin_popcount(mine);
 	bitmap_set(p->at_work, group);
 	return mine;
+}
+
+/*
+ * Huge pages take a tenth of the time, as a rule. Not where none is free and others have to be moved first,
+ * or where this host is a guest itself whose own host has taken the large free pieces back. So both are
+ * tried, and what was cheaper goes on. Lock held.
+ */
+static bool wants_huge(const struct mem_prefault *p)
+{
+	const struct cost *pages = &p->pages, *huge = &p->huge_pages;
+
+	if (!atomic_load(&p->huge))
+		return false;
+	if (!pages->regions || !huge->regions)
+		return !huge->regions;
+	return huge->ns / huge->regions <= pages->ns / pages->regions;
+}
+
+static uint64_t thread_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
 }
 
 /* What was claimed. Lock held, and given back meanwhile. */
 static void make_ready(struct mem_prefault *p, uint64_t group, unsigned mine)
 {
-	uint64_t map = mine, first = 0, end;
+	uint64_t map = mine, first = 0, end, before = thread_ns();
+	bool huge = wants_huge(p);
+	struct cost *cost = huge ? &p->huge_pages : &p->pages;
 	int e = 0;
 
 	pthread_mutex_unlock(&p->lock);
 	for (; !e && (first = bitmap_next_set(&map, GROUP_REGIONS, first)) < GROUP_REGIONS; first = end) {
 		end = bitmap_next_clear(&map, GROUP_REGIONS, first);
-		e = fault_in(p, group * GROUP_REGIONS + first, group * GROUP_REGIONS + end);
+		e = fault_in(p, group * GROUP_REGIONS + first, group * GROUP_REGIONS + end, huge);
 	}
 	pthread_mutex_lock(&p->lock);
+	cost->regions += (unsigned)__builtin_popcount(mine);
+	cost->ns += thread_ns() - before;
 	bitmap_clear(p->at_work, group);
 	if (e && !p->failed)
 		p->failed = e;
@@ -226,8 +255,11 @@ int mem_prefault_stop(struct mem_prefault *p, struct error *err)
 	for (unsigned i = 0; !again && i < p->nthreads; i++)
 		pthread_join(p->threads[i], NULL);
 	if (!again)
-		log_debug("faulted in %llu regions of guest memory, %llu as huge pages",
-			  (unsigned long long)p->regions, (unsigned long long)atomic_load(&p->huge_regions));
+		log_debug("guest memory faulted in: %llu regions in %llu ms of processor time, %llu as huge "
+			  "pages in %llu ms",
+			  (unsigned long long)p->pages.regions, (unsigned long long)p->pages.ns / 1000000,
+			  (unsigned long long)p->huge_pages.regions,
+			  (unsigned long long)p->huge_pages.ns / 1000000);
 	return p->failed ? error_errno(err, p->failed, "faulting in guest memory") : 0;
 }
 
