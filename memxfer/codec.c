@@ -13,7 +13,7 @@ static const char *const frame_names[] = {
 	[MEM_FRAME_PAGES] = "pages",   [MEM_FRAME_BEAT] = "beat",	[MEM_FRAME_BARRIER] = "barrier",
 	[MEM_FRAME_END] = "end",       [MEM_FRAME_ACK] = "ack",		[MEM_FRAME_ERROR] = "error",
 	[MEM_FRAME_OPEN] = "open",     [MEM_FRAME_MISSING] = "missing", [MEM_FRAME_WANT] = "want",
-	[MEM_FRAME_STATUS] = "status",
+	[MEM_FRAME_STATUS] = "status", [MEM_FRAME_DELTA] = "delta",
 };
 
 const char *mem_frame_name(unsigned type)
@@ -50,6 +50,9 @@ static bool lengths_fit(const struct mem_header *h)
 		if (h->flags & MEM_FLAG_ZSTD)
 			return h->wire_len && h->wire_len < h->raw_len;
 		return h->wire_len == h->raw_len;
+	case MEM_FRAME_DELTA:
+		return h->nruns && h->nruns <= MEM_FRAME_RUNS_MAX && h->raw_len &&
+		       h->raw_len <= MEM_PAYLOAD_MAX && h->wire_len == h->raw_len;
 	case MEM_FRAME_END:
 		return !h->nruns && h->raw_len == MEM_TOTALS_BYTES && h->wire_len == h->raw_len;
 	case MEM_FRAME_MISSING:
@@ -78,7 +81,9 @@ int mem_header_decode(const uint8_t raw[MEM_HEADER_BYTES], struct mem_header *ou
 		.wire_len = get_be32(raw + 40),
 		.body_sum = get_be64(raw + 48),
 	};
-	uint16_t allowed = h.type == MEM_FRAME_PAGES ? MEM_FLAG_ZSTD | MEM_FLAG_FINAL : 0;
+	uint16_t allowed = h.type == MEM_FRAME_PAGES   ? MEM_FLAG_ZSTD | MEM_FLAG_FINAL
+			   : h.type == MEM_FRAME_DELTA ? MEM_FLAG_FINAL
+						       : 0;
 
 	if (get_be64(raw + 56) != XXH3_64bits(raw, 56))
 		return error_set(err, EBADMSG, "memory frame: header checksum does not match");
@@ -117,7 +122,7 @@ void mem_run_decode(const uint8_t raw[MEM_RUN_BYTES], struct mem_run *out)
 static bool kind_fits(const struct mem_header *h, unsigned kind)
 {
 	if (h->type != MEM_FRAME_PAGES)
-		return kind == MEM_RUN_LATER;
+		return kind == (h->type == MEM_FRAME_DELTA ? MEM_RUN_DELTA : MEM_RUN_LATER);
 	return kind >= MEM_RUN_HOLE && kind <= MEM_RUN_LATER;
 }
 
@@ -127,7 +132,8 @@ int mem_runs_decode(const struct mem_header *h, const uint8_t *table, uint64_t n
 	uint64_t data_pages = 0;
 	bool named = h->type == MEM_FRAME_MISSING || h->type == MEM_FRAME_WANT;
 
-	if ((h->type != MEM_FRAME_PAGES && !named) || h->nruns > MEM_FRAME_RUNS_MAX)
+	if ((h->type != MEM_FRAME_PAGES && h->type != MEM_FRAME_DELTA && !named) ||
+	    h->nruns > MEM_FRAME_RUNS_MAX)
 		return error_set(err, EPROTO, "memory frame %s carries no pages", mem_frame_name(h->type));
 	for (uint32_t i = 0; i < h->nruns; i++) {
 		const uint8_t *raw = table + (size_t)i * MEM_RUN_BYTES;
@@ -155,7 +161,7 @@ int mem_runs_decode(const struct mem_header *h, const uint8_t *table, uint64_t n
 		if (run->kind == MEM_RUN_DATA)
 			data_pages += run->npages;
 	}
-	if (data_pages * MEM_PAGE_BYTES != h->raw_len)
+	if (h->type != MEM_FRAME_DELTA && data_pages * MEM_PAGE_BYTES != h->raw_len)
 		return error_set(err, EPROTO, "memory frame: %llu data pages but %u bytes",
 				 (unsigned long long)data_pages, h->raw_len);
 	return 0;

@@ -20,7 +20,8 @@
  *   run: 0 u64 first page, 8 u32 pages, 12 u16 kind, 14 u16 zero
  *
  * A run lies within one region. The data pages of a frame, in the order of their runs, are its payload; it is
- * one zstd frame if FLAG_ZSTD is set, and then `raw length` is what it unpacks to.
+ * one zstd frame if FLAG_ZSTD is set, and then `raw length` is what it unpacks to. The payload of a DELTA
+ * frame is one delta a page (memxfer/delta.h).
  *
  * Post-copy has two channels of its own with the same frames (memxfer/postcopy.h): number 0 for pages that
  * are waited for, number 1 for the rest.
@@ -49,13 +50,16 @@ enum mem_frame_type {
 	MEM_FRAME_MISSING, /* destination: runs of pages that it lacks; a STATUS ends the list */
 	MEM_FRAME_WANT,	   /* destination: runs of pages that somebody waits for */
 	MEM_FRAME_STATUS,  /* destination; payload: struct mem_postcopy_status */
+	/* where both sides agreed on it */
+	MEM_FRAME_DELTA, /* source: pages as what changed of what it sent last of them on this stream, or
+			  * before the barrier */
 };
 
 #define MEM_FLAG_ZSTD  0x0001u
 #define MEM_FLAG_FINAL 0x0002u /* after the barrier: regions are not bound to streams any more */
 
 /* LATER: what was sent of the page is void; unless it is sent again on this stream, it comes by post-copy. */
-enum mem_run_kind { MEM_RUN_HOLE = 1, MEM_RUN_ZERO, MEM_RUN_DATA, MEM_RUN_LATER };
+enum mem_run_kind { MEM_RUN_HOLE = 1, MEM_RUN_ZERO, MEM_RUN_DATA, MEM_RUN_LATER, MEM_RUN_DELTA };
 
 struct mem_header {
 	uint16_t type, stream, flags;
@@ -69,7 +73,7 @@ struct mem_run {
 	uint16_t kind;
 };
 
-/* What a stream carried, for the receiver to compare. */
+/* What a stream carried, for the receiver to compare. A page that went as a delta is a data page, too. */
 struct mem_totals {
 	uint64_t data_pages, zero_pages, hole_pages, frames;
 };
@@ -90,8 +94,8 @@ void mem_run_encode(uint8_t raw[MEM_RUN_BYTES], const struct mem_run *run);
 void mem_run_decode(const uint8_t raw[MEM_RUN_BYTES], struct mem_run *out);
 
 /*
- * Checks the whole table of a PAGES, MISSING or WANT frame before any of it is acted upon: kinds, ranges
- * within npages and one region, the stream's right to the region unless the frame is final, data pages
+ * Checks the whole table of a PAGES, DELTA, MISSING or WANT frame before any of it is acted upon: kinds,
+ * ranges within npages and one region, the stream's right to the region unless the frame is final, data pages
  * agreeing with raw_len. Writes at most h->nruns runs to out.
  */
 int mem_runs_decode(const struct mem_header *h, const uint8_t *table, uint64_t npages, unsigned nstreams,

@@ -67,6 +67,8 @@ struct mem_sender_options {
 	struct guest_brake brake;  /* needed if slow_max_percent is not 0 */
 	unsigned slow_max_percent; /* memxfer/pace.h, like shrink */
 	double shrink;		   /* 0 = 1 */
+	/* of former copies, for deltas; 0: none, as when the receiver was not started with `deltas` */
+	uint64_t delta_cache_bytes;
 	struct mem_pause_costs pause;
 	unsigned timeout_ms; /* silence on a stream that ends the migration */
 	struct rate_limit
@@ -80,7 +82,8 @@ struct mem_stats { /* snapshot; any thread */
 	uint64_t remaining_bytes; /* still dirty in this round */
 	uint64_t round_bytes; /* dirty when this round began: what the guest wrote during the former one */
 	uint64_t sent_pages, zero_pages, hole_pages;
-	uint64_t unchanged_pages; /* dirtied, but as the destination has them: not sent */
+	uint64_t unchanged_pages;	   /* dirtied, but as the destination has them: not sent */
+	uint64_t delta_pages, delta_bytes; /* of sent_pages: as what changed of them, and its length */
 	uint64_t wire_bytes;
 	uint64_t rate_bytes_per_s, dirty_bytes_per_s;
 	uint64_t predicted_downtime_us; /* after the last round */
@@ -126,6 +129,7 @@ struct mem_receiver_options {
 	uint64_t epoch;
 	bool postcopy;		       /* frames may name pages that come later */
 	struct mem_prefault *prefault; /* NULL: none. Outlives the receiver */
+	bool deltas;		       /* frames may carry what changed of a page */
 };
 struct mem_receiver;
 /*

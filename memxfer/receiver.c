@@ -134,11 +134,16 @@ static int receive_frame(struct mem_rx *rx, struct error *err)
 
 	if (ret < 0)
 		return ret;
-	if (h.type != MEM_FRAME_PAGES && h.type != MEM_FRAME_BEAT && h.type != MEM_FRAME_BARRIER &&
-	    h.type != MEM_FRAME_END)
+	if (h.type != MEM_FRAME_PAGES && h.type != MEM_FRAME_DELTA && h.type != MEM_FRAME_BEAT &&
+	    h.type != MEM_FRAME_BARRIER && h.type != MEM_FRAME_END)
 		return error_set(err, EPROTO, "memory frame %s is not the source's to send",
 				 mem_frame_name(h.type));
-	ret = h.type == MEM_FRAME_PAGES ? mem_rx_pages(rx, &h, err) : read_control(rx, &h, err);
+	if (h.type == MEM_FRAME_PAGES)
+		ret = mem_rx_pages(rx, &h, err);
+	else if (h.type == MEM_FRAME_DELTA)
+		ret = mem_rx_deltas(rx, &h, err);
+	else
+		ret = read_control(rx, &h, err);
 	if (ret < 0)
 		return ret;
 	if (h.type == MEM_FRAME_END) { /* the source's count of frames is from before this one */

@@ -55,7 +55,23 @@ void mem_rx_release(struct mem_rx *rx);
 /* The rest of a frame, or a part of it: -ECONNRESET if it ends there. */
 int mem_rx_readv(struct mem_rx *rx, struct iovec *iov, int niov, struct error *err);
 int mem_rx_check_sum(const struct mem_header *h, uint64_t sum, struct error *err);
+/* Whether a frame with pages may come here: those of the last round after the barrier, all others before. */
+int mem_rx_check_place(const struct mem_rx *rx, const struct mem_header *h, struct error *err);
+/* Reads the runs of such a frame, and checks them before anything of its payload is used. */
+int mem_rx_read_runs(struct mem_rx *rx, const struct mem_header *h, struct error *err);
 /* The runs and the payload of a PAGES frame, from the stream into memory. */
 int mem_rx_pages(struct mem_rx *rx, const struct mem_header *h, struct error *err);
+/* The same of a DELTA frame (receiver_delta.c). */
+int mem_rx_deltas(struct mem_rx *rx, const struct mem_header *h, struct error *err);
+
+static inline bool mem_rx_is_written(const struct mem_receiver *r, uint64_t page)
+{
+	return __atomic_load_n(&r->written[page / 64], __ATOMIC_RELAXED) >> (page % 64) & 1;
+}
+
+static inline bool mem_rx_is_later(const struct mem_receiver *r, uint64_t page)
+{
+	return r->later && __atomic_load_n(&r->later[page / 64], __ATOMIC_RELAXED) >> (page % 64) & 1;
+}
 
 #endif

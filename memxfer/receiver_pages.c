@@ -52,11 +52,6 @@ static void mark_written(struct mem_receiver *r, uint64_t first, uint64_t npages
 	}
 }
 
-static bool is_written(const struct mem_receiver *r, uint64_t page)
-{
-	return __atomic_load_n(&r->written[page / 64], __ATOMIC_RELAXED) >> (page % 64) & 1;
-}
-
 /* Zeroes, or for a hole frees, the pages of a run that were written before; the others are left alone. */
 static int clear_run(struct mem_receiver *r, const struct mem_run *run, struct error *err)
 {
@@ -69,11 +64,11 @@ static int clear_run(struct mem_receiver *r, const struct mem_run *run, struct e
 			page = (page / 64 + 1) * 64;
 			continue;
 		}
-		if (!is_written(r, page)) {
+		if (!mem_rx_is_written(r, page)) {
 			page++;
 			continue;
 		}
-		for (first = page; page < end && is_written(r, page); page++) {
+		for (first = page; page < end && mem_rx_is_written(r, page); page++) {
 			if (run->kind == MEM_RUN_HOLE)
 				__atomic_fetch_and(&r->written[page / 64], ~(UINT64_C(1) << (page % 64)),
 						   __ATOMIC_RELAXED);
@@ -168,7 +163,15 @@ static int blame_wire(struct mem_rx *rx, const struct mem_header *h, int ret, st
 	return sum == h->body_sum ? ret : mem_rx_check_sum(h, sum, err);
 }
 
-static int read_runs(struct mem_rx *rx, const struct mem_header *h, struct error *err)
+int mem_rx_check_place(const struct mem_rx *rx, const struct mem_header *h, struct error *err)
+{
+	if (!(h->flags & MEM_FLAG_FINAL) == !rx->past_barrier)
+		return 0;
+	return error_set(err, EPROTO, "memory frame: %s the barrier",
+			 rx->past_barrier ? "one that belongs before" : "one of the final round, but before");
+}
+
+int mem_rx_read_runs(struct mem_rx *rx, const struct mem_header *h, struct error *err)
 {
 	struct mem_receiver *r = rx->receiver;
 	struct iovec iov = {.iov_base = rx->table, .iov_len = (size_t)h->nruns * MEM_RUN_BYTES};
@@ -266,11 +269,9 @@ int mem_rx_pages(struct mem_rx *rx, const struct mem_header *h, struct error *er
 	uint64_t runs_sum;
 	int ret, n;
 
-	if (!(h->flags & MEM_FLAG_FINAL) != !rx->past_barrier)
-		return error_set(err, EPROTO, "memory frame: %s the barrier",
-				 rx->past_barrier ? "one that belongs before"
-						  : "one of the final round, but before");
-	ret = read_runs(rx, h, err);
+	ret = mem_rx_check_place(rx, h, err);
+	if (ret == 0)
+		ret = mem_rx_read_runs(rx, h, err);
 	if (ret < 0)
 		return ret;
 	atomic_store_explicit(&rx->receiver->round, h->round, memory_order_relaxed);

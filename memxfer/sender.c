@@ -71,10 +71,15 @@ int mem_sender_create(const struct mem_sender_options *opt, struct mem_sender **
 		ret = error_errno(err, ENOMEM, "memory transfer: bitmap");
 	if (ret == 0)
 		ret = page_hashes_create(opt->space.npages, &s->hashes, err);
+	if (ret == 0 && opt->delta_cache_bytes)
+		ret = delta_cache_create(opt->delta_cache_bytes, opt->space.npages, opt->nstreams, &s->deltas,
+					 err);
 	for (unsigned i = 0; i < opt->nstreams && ret == 0; i++) {
 		s->workers[i].sender = s;
 		ret = mem_tx_init(&s->workers[i].tx, &s->opt, i, &s->counters, &s->stop, &s->idle_cpu,
 				  s->hashes, err);
+		if (ret == 0)
+			ret = mem_tx_delta_init(&s->workers[i].tx, s->deltas, err);
 	}
 	for (unsigned i = 0; i < opt->nstreams && ret == 0; i++) {
 		struct mem_worker *w = &s->workers[i];
@@ -428,6 +433,8 @@ void mem_sender_stats(struct mem_sender *s, struct mem_stats *out)
 		.zero_pages = atomic_load(&s->counters.zero_pages),
 		.hole_pages = atomic_load(&s->counters.hole_pages),
 		.unchanged_pages = atomic_load(&s->counters.unchanged_pages),
+		.delta_pages = atomic_load(&s->counters.delta_pages),
+		.delta_bytes = atomic_load(&s->counters.delta_bytes),
 		.dirty_bytes_per_s = atomic_load(&s->dirty_rate),
 		.predicted_downtime_us = atomic_load(&s->predicted_us),
 		.final_collect_us = atomic_load(&s->final_collect_us),
@@ -476,6 +483,7 @@ void mem_sender_free(struct mem_sender *s)
 	free(s->announced);
 	free(s->fresh);
 	page_hashes_free(s->hashes);
+	delta_cache_free(s->deltas);
 	idle_cpu_release(&s->idle_cpu);
 	pthread_cond_destroy(&s->work);
 	pthread_cond_destroy(&s->changed);

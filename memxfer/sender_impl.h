@@ -20,6 +20,7 @@ struct mem_worker {
 	bool writer_started, reader_started;
 	uint64_t final_first, final_end; /* pages; set before JOB_FINAL is posted */
 	uint64_t reply_sequence;	 /* the reader's */
+	uint64_t drain_ns;		 /* of the round's last bytes, the round trip not counted */
 
 	uint64_t jobs_done;
 	uint64_t beats_sent, beats_answered;
@@ -36,11 +37,12 @@ struct mem_sender {
 	struct mem_tx_counters counters;
 	struct idle_cpu idle_cpu;
 	struct page_hashes *hashes;
-	uint64_t *dirty;     /* the round's; a region's words are its stream's while a job runs */
-	uint64_t *announced; /* of these, what the destination knows to come later; NULL: none, ever */
-	uint64_t *fresh;     /* what is being announced */
-	bool later;	     /* JOB_FINAL names the pages only, and leaves in `dirty` those that it named */
-	bool tracking;	     /* the coordinator's, like what follows */
+	struct delta_cache *deltas; /* NULL: none are sent */
+	uint64_t *dirty;	    /* the round's; a region's words are its stream's while a job runs */
+	uint64_t *announced;	    /* of these, what the destination knows to come later; NULL: none, ever */
+	uint64_t *fresh;	    /* what is being announced */
+	bool later;    /* JOB_FINAL names the pages only, and leaves in `dirty` those that it named */
+	bool tracking; /* the coordinator's, like what follows */
 	uint64_t started_ns;
 	double rate; /* data bytes a second, end to end */
 	double rate_weight;

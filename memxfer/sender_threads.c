@@ -97,8 +97,10 @@ static int drain(struct mem_worker *w, struct error *err)
 	}
 	if (ret == 0 && error_is_set(&s->failure))
 		ret = error_set(err, ECANCELED, "memory transfer was stopped");
-	if (ret == 0 && (!s->round_trip_ns || clock_now_ns() - before < s->round_trip_ns))
-		s->round_trip_ns = clock_now_ns() - before;
+	uint64_t took = clock_now_ns() - before;
+	if (ret == 0 && (!s->round_trip_ns || took < s->round_trip_ns))
+		s->round_trip_ns = took;
+	w->drain_ns = took - (took < s->round_trip_ns ? took : s->round_trip_ns);
 	pthread_mutex_unlock(&s->lock);
 	return ret;
 }
@@ -168,6 +170,7 @@ static int do_round(struct mem_worker *w, struct error *err)
 	int ret;
 
 	w->tx.round = atomic_load(&s->round);
+	mem_tx_delta_round(&w->tx);
 	for (uint64_t r = w->tx.index; r < nregions; r += s->opt.nstreams) {
 		uint64_t first = r * MEM_REGION_PAGES;
 		uint64_t n = s->opt.space.npages - first < MEM_REGION_PAGES ? s->opt.space.npages - first
@@ -200,6 +203,7 @@ static int do_round(struct mem_worker *w, struct error *err)
 		}
 	}
 	ret = drain(w, err);
+	mem_tx_delta_arrived(&w->tx, w->drain_ns);
 	/* The first round leaves a backlog; once more, for the round trip alone. */
 	return ret == 0 && w->tx.round == 1 ? drain(w, err) : ret;
 }

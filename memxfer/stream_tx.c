@@ -43,6 +43,7 @@ int mem_tx_init(struct mem_tx *tx, const struct mem_sender_options *opt, unsigne
 
 void mem_tx_release(struct mem_tx *tx)
 {
+	mem_tx_delta_release(tx);
 	ZSTD_freeCCtx(tx->zstd);
 	free(tx->head);
 	free(tx->payload);
@@ -57,21 +58,26 @@ void mem_tx_restart(struct mem_tx *tx, struct conn *conn)
 	tx->last.npages = 0;
 }
 
-static int send_frame(struct mem_tx *tx, struct mem_header *h, const void *payload, struct error *err)
+int mem_tx_frame(struct mem_tx *tx, struct mem_header *h, uint8_t *head, const void *payload,
+		 struct error *err)
 {
 	size_t runs_len = (size_t)h->nruns * MEM_RUN_BYTES;
-	struct iovec iov[2] = {{.iov_base = tx->head, .iov_len = MEM_HEADER_BYTES + runs_len},
+	struct iovec iov[2] = {{.iov_base = head, .iov_len = MEM_HEADER_BYTES + runs_len},
 			       {.iov_base = (void *)payload, .iov_len = h->wire_len}};
+	uint64_t before;
 	int ret;
 
 	h->stream = (uint16_t)tx->index;
 	h->epoch = tx->epoch;
 	h->sequence = tx->sequence++;
 	h->round = tx->round;
-	h->body_sum = mem_body_sum(tx->head + MEM_HEADER_BYTES, runs_len, payload, h->wire_len);
-	mem_header_encode(tx->head, h);
+	h->body_sum = mem_body_sum(head + MEM_HEADER_BYTES, runs_len, payload, h->wire_len);
+	mem_header_encode(head, h);
+	before = clock_now_ns();
 	ret = conn_writev_full(tx->conn, iov, 2, tx->timeout_ms, err);
 	tx->last_send_ns = clock_now_ns();
+	tx->send_ns += tx->last_send_ns - before;
+	tx->sent_bytes += MEM_HEADER_BYTES + runs_len + h->wire_len;
 	tx->totals.frames++;
 	return ret;
 }
@@ -133,7 +139,7 @@ static void close_run(struct mem_tx *tx)
 	tx->last.npages = 0;
 }
 
-int mem_tx_flush(struct mem_tx *tx, struct error *err)
+static int flush_pages(struct mem_tx *tx, struct error *err)
 {
 	struct mem_header h = {.type = MEM_FRAME_PAGES, .flags = tx->final ? MEM_FLAG_FINAL : 0};
 	const uint8_t *payload = tx->payload;
@@ -149,12 +155,22 @@ int mem_tx_flush(struct mem_tx *tx, struct error *err)
 	h.raw_len = h.wire_len = tx->ndata * MEM_PAGE_BYTES;
 	pack(tx, &h, &payload);
 	rate_limit_take(tx->bandwidth, MEM_HEADER_BYTES + h.nruns * MEM_RUN_BYTES + h.wire_len);
-	before = clock_now_ns();
-	ret = send_frame(tx, &h, payload, err);
-	compress_policy_sent(&tx->policy, h.wire_len, tx->last_send_ns - before);
+	before = tx->send_ns;
+	ret = mem_tx_frame(tx, &h, tx->head, payload, err);
+	compress_policy_sent(&tx->policy, h.wire_len, tx->send_ns - before);
+	if (tx->ndata)
+		mem_tx_delta_whole(tx, (double)h.wire_len / tx->ndata);
 	tx->nruns = 0;
 	tx->ndata = 0;
 	return ret;
+}
+
+/* A page is in one of the two only. */
+int mem_tx_flush(struct mem_tx *tx, struct error *err)
+{
+	int ret = flush_pages(tx, err);
+
+	return ret < 0 ? ret : mem_tx_delta_flush(tx, err);
 }
 
 int mem_tx_control(struct mem_tx *tx, enum mem_frame_type type, const void *payload, uint32_t len,
@@ -163,7 +179,7 @@ int mem_tx_control(struct mem_tx *tx, enum mem_frame_type type, const void *payl
 	struct mem_header h = {.type = (uint16_t)type, .raw_len = len, .wire_len = len};
 	int ret = mem_tx_flush(tx, err);
 
-	return ret < 0 ? ret : send_frame(tx, &h, payload, err);
+	return ret < 0 ? ret : mem_tx_frame(tx, &h, tx->head, payload, err);
 }
 
 /* Counts first: whoever sees the frame sees it counted. */
@@ -201,7 +217,7 @@ static int add_run(struct mem_tx *tx, uint16_t kind, uint64_t first, uint64_t np
 		/* A page just copied lies behind those of the full frame: it moves to the next. */
 		uint32_t ndata = tx->ndata;
 
-		ret = mem_tx_flush(tx, err);
+		ret = flush_pages(tx, err);
 		if (ret < 0)
 			return ret;
 		if (kind == MEM_RUN_DATA)
@@ -211,6 +227,13 @@ static int add_run(struct mem_tx *tx, uint16_t kind, uint64_t first, uint64_t np
 	return 0;
 }
 
+/* What the destination will have of those pages is not what was sent of them. */
+static void forget(struct mem_tx *tx, uint64_t first, uint64_t npages)
+{
+	page_hashes_forget(tx->hashes, first, npages);
+	mem_tx_delta_forget(tx, first, npages);
+}
+
 static int add_page(struct mem_tx *tx, uint64_t page, struct error *err)
 {
 	const uint8_t *guest = tx->space->base + page * MEM_PAGE_BYTES;
@@ -218,7 +241,7 @@ static int add_page(struct mem_tx *tx, uint64_t page, struct error *err)
 	int ret;
 
 	if (guest_page_is_zero(guest)) {
-		page_hashes_forget(tx->hashes, page, 1);
+		forget(tx, page, 1);
 		return add_run(tx, MEM_RUN_ZERO, page, 1, err);
 	}
 	guest_page_copy(copy, guest);
@@ -227,11 +250,14 @@ static int add_page(struct mem_tx *tx, uint64_t page, struct error *err)
 		atomic_fetch_sub_explicit(&tx->counters->remaining_pages, 1, memory_order_relaxed);
 		return 0;
 	}
+	ret = tx->round > 1 ? mem_tx_delta_page(tx, page, copy, err) : 0;
+	if (ret)
+		return ret < 0 ? ret : 0;
 	ret = add_run(tx, MEM_RUN_DATA, page, 1, err);
 	if (ret < 0)
 		return ret;
 	tx->ndata++;
-	return tx->ndata == MEM_FRAME_PAGES_MAX ? mem_tx_flush(tx, err) : 0;
+	return tx->ndata == MEM_FRAME_PAGES_MAX ? flush_pages(tx, err) : 0;
 }
 
 /* mincore(2) is asked about the span of dirty pages in a region; a page that is not resident may be a hole or
@@ -254,7 +280,7 @@ static int add_span(struct mem_tx *tx, const uint64_t *bitmap, uint64_t page, ui
 			uint64_t stop = bitmap_next_clear(bitmap, end, page);
 
 			stop = stop < hole_end ? stop : hole_end;
-			page_hashes_forget(tx->hashes, page, stop - page);
+			forget(tx, page, stop - page);
 			ret = add_run(tx, MEM_RUN_HOLE, page, stop - page, err);
 			if (tx->naming)
 				bitmap_clear_range(tx->naming, page, stop - page);
@@ -262,7 +288,7 @@ static int add_span(struct mem_tx *tx, const uint64_t *bitmap, uint64_t page, ui
 		} else if (tx->naming) {
 			/* Should it go in a round after all, it is not as the destination has it. */
 			if (!tx->final)
-				page_hashes_forget(tx->hashes, page, 1);
+				forget(tx, page, 1);
 			ret = add_run(tx, MEM_RUN_LATER, page++, 1, err);
 		} else {
 			ret = add_page(tx, page++, err);

@@ -9,10 +9,11 @@
 #include "memxfer/compress_policy.h"
 #include "memxfer/idle_cpu.h"
 #include "memxfer/page_hashes.h"
+#include "memxfer/stream_delta.h"
 
 /* What all streams of a sender add to; read by mem_sender_stats. */
 struct mem_tx_counters {
-	_Atomic uint64_t data_pages, zero_pages, hole_pages, unchanged_pages;
+	_Atomic uint64_t data_pages, zero_pages, hole_pages, unchanged_pages, delta_pages, delta_bytes;
 	_Atomic int64_t remaining_pages;
 };
 
@@ -30,6 +31,7 @@ struct mem_tx {
 	bool final;
 	struct mem_totals totals;
 	uint64_t last_send_ns;
+	uint64_t send_ns, sent_bytes; /* in all: inside sends, and their bytes */
 
 	uint32_t nruns, ndata;
 	struct mem_run last; /* the run being extended; encoded when the next begins */
@@ -40,6 +42,7 @@ struct mem_tx {
 	struct page_hashes *hashes; /* NULL: none are kept, and `round` stays 1 */
 	uint64_t *naming;	    /* mem_tx_later: its bitmap */
 	struct compress_policy policy;
+	struct mem_tx_delta delta;
 };
 
 int mem_tx_init(struct mem_tx *tx, const struct mem_sender_options *opt, unsigned index,
@@ -55,6 +58,9 @@ int mem_tx_pages(struct mem_tx *tx, const uint64_t *bitmap, uint64_t first, uint
 /* Names those pages as coming later; holes among them are sent as such and their bits cleared. */
 int mem_tx_later(struct mem_tx *tx, uint64_t *bitmap, uint64_t first, uint64_t npages, struct error *err);
 int mem_tx_flush(struct mem_tx *tx, struct error *err);
+/* Sends head, which has room for the header before its runs, and the payload. */
+int mem_tx_frame(struct mem_tx *tx, struct mem_header *h, uint8_t *head, const void *payload,
+		 struct error *err);
 /* Sends what is collected, then a frame without pages. */
 int mem_tx_control(struct mem_tx *tx, enum mem_frame_type type, const void *payload, uint32_t len,
 		   struct error *err);

@@ -93,6 +93,14 @@ static inline void page_fill(struct mem_space *sp, uint64_t page, uint64_t seed)
 	}
 }
 
+/* Changes one word. */
+static inline void page_touch(struct mem_space *sp, uint64_t page, uint64_t value)
+{
+	uint64_t *p = (uint64_t *)(sp->base + page * MEM_PAGE_BYTES);
+
+	__atomic_store_n(&p[value % (MEM_PAGE_BYTES / 8)], value, __ATOMIC_RELAXED);
+}
+
 /* As KVM's log with manual protection: collect does not clear, clear does. */
 struct fake_log {
 	uint64_t *bits;
@@ -258,6 +266,10 @@ static inline void guest_step(struct guest *g)
 			break;
 		}
 		/* fallthrough */
+	case 2:
+	case 3:
+		page_touch(g->space, page, r);
+		break;
 	default:
 		page_fill(g->space, page, r | 1);
 	}

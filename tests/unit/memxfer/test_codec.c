@@ -83,7 +83,7 @@ static const struct {
 	{4, 2, 0, "format version"},
 	{4, 2, 2, "format version 2, this side knows 1"},
 	{6, 2, 0, "unknown type"},
-	{6, 2, MEM_FRAME_STATUS + 1, "unknown type"},
+	{6, 2, MEM_FRAME_DELTA + 1, "unknown type"},
 	{6, 2, MEM_FRAME_BEAT, "unknown flags"},
 	{10, 2, 4, "unknown flags"},
 	{44, 4, 1, "unknown flags"},
@@ -140,6 +140,12 @@ START_TEST(test_lengths_of_control_frames)
 		{MEM_FRAME_WANT, 0, 0, -EPROTO},
 		{MEM_FRAME_STATUS, 0, MEM_STATUS_BYTES, 0},
 		{MEM_FRAME_STATUS, 0, MEM_STATUS_BYTES + 1, -EPROTO},
+		{MEM_FRAME_DELTA, 1, 10, 0},
+		{MEM_FRAME_DELTA, MEM_FRAME_RUNS_MAX, MEM_PAYLOAD_MAX, 0},
+		{MEM_FRAME_DELTA, MEM_FRAME_RUNS_MAX + 1, 10, -EPROTO},
+		{MEM_FRAME_DELTA, 1, MEM_PAYLOAD_MAX + 1, -EPROTO},
+		{MEM_FRAME_DELTA, 0, 10, -EPROTO},
+		{MEM_FRAME_DELTA, 1, 0, -EPROTO},
 	};
 	struct mem_header got;
 	uint8_t raw[MEM_HEADER_BYTES];

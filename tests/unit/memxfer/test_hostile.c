@@ -4,6 +4,7 @@
 #include <zstd.h>
 
 #include "memxfer/codec.h"
+#include "memxfer/delta.h"
 #include "tests/unit/memxfer/harness.h"
 
 #define NPAGES 1500u
@@ -14,9 +15,10 @@ static struct mem_receiver *receiver;
 static struct conn *a[2], *b[2];
 static uint64_t sequence[2];
 
-static void receiver_open(void)
+static void receiver_open_with(bool deltas)
 {
-	struct mem_receiver_options opt = {.streams = b, .nstreams = 2, .timeout_ms = 2000, .epoch = EPOCH};
+	struct mem_receiver_options opt = {
+		.streams = b, .nstreams = 2, .timeout_ms = 2000, .epoch = EPOCH, .deltas = deltas};
 	struct error err = ERROR_INIT;
 
 	space = space_create(NPAGES);
@@ -24,6 +26,16 @@ static void receiver_open(void)
 	opt.space = space;
 	sequence[0] = sequence[1] = 0;
 	ck_assert_int_eq(mem_receiver_start(&opt, &receiver, &err), 0);
+}
+
+static void receiver_open(void)
+{
+	receiver_open_with(false);
+}
+
+static void receiver_open_deltas(void)
+{
+	receiver_open_with(true);
 }
 
 static void receiver_close(void)
@@ -345,6 +357,121 @@ START_TEST(test_end_in_the_middle)
 }
 END_TEST
 
+/* Page 0 came as so many 'x'; then a frame of deltas against it. */
+static void send_delta(unsigned stream, const struct mem_run *runs, uint32_t nruns, const uint8_t *deltas,
+		       size_t len, unsigned flags)
+{
+	struct mem_header h = {.type = MEM_FRAME_DELTA,
+			       .flags = (uint16_t)flags,
+			       .nruns = nruns,
+			       .raw_len = (uint32_t)len,
+			       .wire_len = (uint32_t)len};
+
+	send_frame(stream, h, runs, deltas);
+}
+
+static size_t delta_of(uint8_t base, uint8_t changed, uint8_t *out)
+{
+	uint8_t old[MEM_PAGE_BYTES], new[MEM_PAGE_BYTES];
+
+	memset(old, base, sizeof old);
+	memcpy(new, old, sizeof new);
+	new[77] = changed;
+	return (size_t)mem_delta_page_encode(old, new, out, MEM_DELTA_MAX_BYTES);
+}
+
+static const struct {
+	struct mem_run run;
+	uint8_t base;
+	int longer; /* than the delta is */
+	unsigned stream, flags;
+	int code;
+	const char *mention;
+} bad_deltas[] = {
+	{{0, 1, MEM_RUN_DELTA}, 'y', 0, 0, 0, -EBADMSG, "page 0: memory delta: the page here is not"},
+	{{1, 1, MEM_RUN_DELTA}, 'x', 0, 0, 0, -EPROTO, "nothing has come of page 1"},
+	{{NPAGES, 1, MEM_RUN_DELTA}, 'x', 0, 0, 0, -EPROTO, "outside"},
+	{{UINT64_MAX, 1, MEM_RUN_DELTA}, 'x', 0, 0, 0, -EPROTO, "outside"},
+	{{0, 1, MEM_RUN_DATA}, 'x', 0, 0, 0, -EPROTO, "unknown kind"},
+	{{0, 1, MEM_RUN_DELTA}, 'x', 0, 1, 0, -EPROTO, "belongs to stream 0"},
+	{{0, 2, MEM_RUN_DELTA}, 'x', 0, 0, 0, -EPROTO, "2 pages, but only 1 deltas"},
+	{{0, 1, MEM_RUN_DELTA}, 'x', 1, 0, 0, -EPROTO, "1 bytes after the last"},
+	{{0, 1, MEM_RUN_DELTA}, 'x', -1, 0, 0, -EPROTO, "follow"},
+	{{0, 1, MEM_RUN_DELTA}, 'x', 0, 0, MEM_FLAG_FINAL, -EPROTO, "before the barrier"},
+};
+
+START_TEST(test_bad_deltas)
+{
+	uint8_t deltas[MEM_DELTA_HEAD_BYTES + MEM_DELTA_MAX_BYTES] = {0};
+	size_t len = delta_of(bad_deltas[_i].base, 'z', deltas);
+	unsigned stream = bad_deltas[_i].stream;
+	struct error err = ERROR_INIT;
+
+	if (stream == 0)
+		send_data(0, 0, 0);
+	send_delta(stream, &bad_deltas[_i].run, 1, deltas, len + (size_t)bad_deltas[_i].longer,
+		   bad_deltas[_i].flags);
+	const char *sentence = error_sentence(stream);
+	ck_assert_msg(strstr(sentence, bad_deltas[_i].mention) != NULL, "%s", sentence);
+	ck_assert_int_eq(mem_receiver_wait(receiver, &err), bad_deltas[_i].code);
+	/* Of what came before nothing is gone. */
+	if (stream == 0)
+		ck_assert(memcmp(space.base, page, MEM_PAGE_BYTES) == 0);
+	ck_assert_uint_eq(space_populated(&space, NULL), stream == 0);
+}
+END_TEST
+
+/* What was zeroed there is nothing to change any more. */
+START_TEST(test_delta_of_a_freed_page)
+{
+	uint8_t deltas[MEM_DELTA_HEAD_BYTES + MEM_DELTA_MAX_BYTES];
+	size_t len = delta_of('x', 'z', deltas);
+	struct mem_run run = {0, 1, MEM_RUN_DELTA}, hole = {0, 1, MEM_RUN_HOLE};
+
+	send_data(0, 0, 0);
+	send_frame(0, (struct mem_header){.type = MEM_FRAME_PAGES, .nruns = 1}, &hole, NULL);
+	send_delta(0, &run, 1, deltas, len, 0);
+	expect_failure(0, -EPROTO, "nothing has come of page 0");
+}
+END_TEST
+
+START_TEST(test_deltas_that_were_not_agreed)
+{
+	uint8_t deltas[MEM_DELTA_HEAD_BYTES + MEM_DELTA_MAX_BYTES];
+	size_t len = delta_of('x', 'z', deltas);
+	struct mem_run run = {0, 1, MEM_RUN_DELTA};
+
+	send_delta(0, &run, 1, deltas, len, 0);
+	expect_failure(0, -EPROTO, "not agreed");
+}
+END_TEST
+
+/* In order on a stream, and after the barrier on any; each counts as a data page. */
+START_TEST(test_good_deltas)
+{
+	uint8_t deltas[MEM_DELTA_HEAD_BYTES + MEM_DELTA_MAX_BYTES];
+	struct mem_run run = {0, 1, MEM_RUN_DELTA};
+	struct error err = ERROR_INIT;
+
+	send_data(0, 0, 0);
+	send_delta(0, &run, 1, deltas, delta_of('x', 'z', deltas), 0);
+	send_control(0, MEM_FRAME_BARRIER);
+	send_end(0, (struct mem_totals){.frames = 3, .data_pages = 2});
+	send_control(1, MEM_FRAME_BARRIER);
+	/* from 'z' back to 'x' */
+	uint8_t old[MEM_PAGE_BYTES];
+	size_t len;
+
+	memcpy(old, page, sizeof old);
+	old[77] = 'z';
+	len = (size_t)mem_delta_page_encode(old, page, deltas, MEM_DELTA_MAX_BYTES);
+	send_delta(1, &run, 1, deltas, len, MEM_FLAG_FINAL);
+	send_end(1, (struct mem_totals){.frames = 2, .data_pages = 1});
+	ck_assert_msg(mem_receiver_wait(receiver, &err) == 0, "%s", err.message);
+	ck_assert(memcmp(space.base, page, MEM_PAGE_BYTES) == 0);
+}
+END_TEST
+
 /* The other way round: what a destination may not answer. */
 START_TEST(test_sender_checks_answers)
 {
@@ -395,7 +522,7 @@ END_TEST
 int main(void)
 {
 	Suite *suite = suite_create("hostile");
-	TCase *tc = tcase_create("receiver"), *tx = tcase_create("sender");
+	TCase *tc = tcase_create("receiver"), *tx = tcase_create("sender"), *td = tcase_create("deltas");
 	SRunner *runner;
 	int failed;
 
@@ -413,8 +540,14 @@ int main(void)
 	tcase_add_test(tc, test_totals_must_agree);
 	tcase_add_test(tc, test_barrier_orders_streams);
 	tcase_add_test(tc, test_end_in_the_middle);
+	tcase_add_test(tc, test_deltas_that_were_not_agreed);
+	tcase_add_checked_fixture(td, receiver_open_deltas, receiver_close);
+	tcase_add_loop_test(td, test_bad_deltas, 0, (int)(sizeof bad_deltas / sizeof bad_deltas[0]));
+	tcase_add_test(td, test_delta_of_a_freed_page);
+	tcase_add_test(td, test_good_deltas);
 	tcase_add_loop_test(tx, test_sender_checks_answers, 0, 7);
 	suite_add_tcase(suite, tc);
+	suite_add_tcase(suite, td);
 	suite_add_tcase(suite, tx);
 	runner = srunner_create(suite);
 	srunner_run_all(runner, CK_ENV);

@@ -135,6 +135,7 @@ START_TEST(test_busy_guest)
 			  .pause_us = 200,
 			  .punches = r >> 9 & 1,
 			  .npages = npages};
+	struct rate_limit rate;
 	bool limit;
 
 	transfer_open(&t, npages);
@@ -142,6 +143,11 @@ START_TEST(test_busy_guest)
 	t.so.zstd_level = r >> 36 & 1 ? 1 : -1;
 	t.so.max_rounds = 1 + (unsigned)((r >> 40) % 6);
 	t.so.downtime_target_ms = (r >> 50) % 8 ? 1 : 0; /* mostly until the limit */
+	/* a limit, as deltas are for slow links */
+	rate_limit_init(&rate, UINT64_C(150) << 20);
+	t.so.bandwidth = r >> 54 & 1 ? &rate : NULL;
+	t.ro.deltas = true;
+	t.so.delta_cache_bytes = (r >> 56 & 1 ? 4096 : 100) * MEM_PAGE_BYTES;
 	for (uint64_t p = 0; p < npages; p++) {
 		if ((r = random_next(&seed)) % 3 == 0)
 			page_fill(&t.src, p, r % 5 ? r | 1 : 0);
@@ -155,6 +161,7 @@ START_TEST(test_busy_guest)
 	transfer_finish(&t);
 	check_equal(&t);
 	transfer_close(&t);
+	rate_limit_destroy(&rate);
 }
 END_TEST
 
@@ -257,6 +264,59 @@ START_TEST(test_unchanged_pages_are_not_sent_again)
 	}
 	check_equal(&t);
 	transfer_close(&t);
+}
+END_TEST
+
+/* Two words of each page change in each round: from the third on, that is what goes. */
+START_TEST(test_little_changes_go_as_deltas)
+{
+	struct transfer t = {.nstreams = 2};
+	uint64_t npages = 2 * PAGES_PER_REGION, wire;
+	struct rate_limit rate;
+	struct mem_stats st;
+	bool limit;
+
+	rate_limit_init(&rate, 40 << 20);
+	transfer_open(&t, npages);
+	t.so.compress = MEM_COMPRESS_OFF;
+	t.so.bandwidth = &rate;
+	t.so.delta_cache_bytes = npages * MEM_PAGE_BYTES;
+	t.ro.deltas = true;
+	for (uint64_t p = 0; p < npages; p++)
+		page_fill(&t.src, p, p + 1);
+	transfer_start(&t);
+	ck_assert_int_eq(mem_sender_precopy(t.sender, &limit, &t.err), 0);
+	for (unsigned round = 2; round <= 6; round++) {
+		mem_sender_stats(t.sender, &st);
+		wire = st.wire_bytes;
+		for (uint64_t p = 100; p < 900; p++) {
+			page_touch(&t.src, p, 1000 * round + p);
+			page_touch(&t.src, p, 7777 * round + p);
+			bitmap_set_atomic(t.log.bits, p);
+		}
+		if (round == 5) { /* not any more what was sent of it */
+			page_fill(&t.src, 200, 0);
+			fallocate(t.src.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 700 * MEM_PAGE_BYTES,
+				  100 * MEM_PAGE_BYTES);
+		}
+		if (round < 6)
+			ck_assert_int_eq(mem_sender_catch_up(t.sender, &limit, &t.err), 0);
+		else
+			transfer_finish(&t); /* either stream has pages of both regions */
+		mem_sender_stats(t.sender, &st);
+		ck_assert_uint_eq(st.delta_pages, round == 2   ? 0
+						  : round == 3 ? 800
+						  : round == 4 ? 1600
+						  : round == 5 ? 2299
+							       : 2998);
+		if (round == 3 || round == 4)
+			ck_assert_uint_lt(st.wire_bytes - wire, 800 * 64);
+	}
+	ck_assert_uint_eq(st.sent_pages, npages + 3 * 800 + 699 + 800);
+	ck_assert_uint_lt(st.delta_bytes, 2998 * 40);
+	check_equal(&t);
+	transfer_close(&t);
+	rate_limit_destroy(&rate);
 }
 END_TEST
 
@@ -680,6 +740,7 @@ int main(void)
 	tcase_add_test(tc, test_zeroed_and_freed_after_being_sent);
 	tcase_add_test(tc, test_final_round_is_striped);
 	tcase_add_test(tc, test_unchanged_pages_are_not_sent_again);
+	tcase_add_test(tc, test_little_changes_go_as_deltas);
 	tcase_add_test(tc, test_limit_on_rounds);
 	tcase_add_test(tc, test_limit_on_time);
 	tcase_add_test(tc, test_cancel);
