@@ -31,6 +31,11 @@
 
 #define MOVE_AS_CONFIGURED UINT32_MAX
 
+/* Of former copies of pages (--delta-cache). */
+#define MOVE_DELTA_AUTO	     UINT64_MAX
+#define MOVE_DELTA_MIN_BYTES (UINT64_C(1) << 20)
+#define MOVE_DELTA_MAX_BYTES (UINT64_C(64) << 30)
+
 struct vm;
 
 /* --backing: what becomes of files that are below a disk. */
@@ -72,6 +77,7 @@ struct move_options {
 	unsigned max_time_ms; /* of pre-copy; 0 = none */
 	enum mem_compress compress;
 	int zstd_level;			/* default 1 */
+	uint64_t delta_cache_bytes;	/* 0: no deltas; MOVE_DELTA_AUTO (default): by the guest's memory */
 	uint64_t bandwidth_bytes_per_s; /* 0 = unlimited */
 	uint64_t mirror_buffer_bytes;	/* of all disks; 0 = default 64 MiB */
 	bool mirror_buffered;		/* a guest's writes do not wait for the destination */

@@ -423,6 +423,8 @@ static int hello_ok(struct arrival *a, struct error *err)
 				    json_pack("[s, s]", a->postcopy_token[0], a->postcopy_token[1]));
 	else if (o && error_is_set(&a->postcopy_refused))
 		json_object_set_new(o, "postcopy_refused", jsonl_text(a->postcopy_refused.message));
+	if (o && a->deltas)
+		json_object_set_new(o, "memory_deltas", json_true());
 	if (o && *a->vm->cfg->migration_address)
 		json_object_set_new(o, "data_address", json_string(a->vm->cfg->migration_address));
 	int rc = move_link_send(a->link, FRAME_HELLO_OK, o, err);

@@ -56,6 +56,7 @@ struct arrival {
 
 	/* from hello */
 	bool suspend, no_tls;
+	bool deltas; /* pages may come as what changed of them */
 	enum move_purpose purpose;
 	unsigned nstreams;
 	struct arrival_file files[ARRIVAL_FILES_MAX];

@@ -202,6 +202,7 @@ int arrival_receiver_start(struct arrival *a, struct error *err)
 		.epoch = a->epoch,
 		.postcopy = a->faults_fd >= 0,
 		.prefault = a->prefault,
+		.deltas = a->deltas,
 	};
 	struct mem_receiver *r;
 	int rc = arrival_postcopy_create(a, err);

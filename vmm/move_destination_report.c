@@ -23,10 +23,10 @@ const char *arrival_stage_name(struct arrival *a)
 /* The peer's word, so only numbers that can be, and only those that we know. */
 static void add_figures(json_t *line, const json_t *figures)
 {
-	static const char *const known[] = {"total_ms",	   "storage_ms",     "memory_ms",
-					    "downtime_ms", "memory_bytes",   "unchanged_bytes",
-					    "disk_bytes",  "mirrored_bytes", "wire_bytes",
-					    "rounds",	   "attempts",	     "dirty_bytes_per_s"};
+	static const char *const known[] = {
+		"total_ms",	   "storage_ms",	"memory_ms",	  "downtime_ms", "memory_bytes",
+		"unchanged_bytes", "disk_bytes",	"mirrored_bytes", "wire_bytes",	 "rounds",
+		"attempts",	   "dirty_bytes_per_s", "delta_pages",	  "delta_bytes"};
 	for (size_t i = 0; i < ARRAY_SIZE(known); i++) {
 		json_t *v = json_object_get(figures, known[i]);
 		if (json_is_number(v) && json_number_value(v) >= 0 && json_number_value(v) <= FIGURE_MAX)

@@ -136,6 +136,8 @@ static int open_memory(struct move *mv, struct error *err)
 		.nstreams = mv->nmemory,
 		.compress = mv->opt.compress,
 		.zstd_level = mv->opt.zstd_level,
+		.delta_cache_bytes =
+			mv->deltas_agreed ? source_delta_bytes(&mv->opt, vm->def.memory_bytes) : 0,
 		.timeout_ms = vm->cfg->silence_ms,
 		.bandwidth = &mv->bandwidth,
 		.epoch = mv->opt.epoch,
@@ -254,7 +256,8 @@ int move_source_start(struct vm *vm, const struct move_options *opt, struct erro
 	if (move_is_running(vm))
 		return error_set(err, EBUSY, "VM %s is already being moved", vm->def.name);
 	if (move_destination_is_paging(vm))
-		return error_set(err, EBUSY, "VM %s has just moved here, and its last memory is on the way still",
+		return error_set(err, EBUSY,
+				 "VM %s has just moved here, and its last memory is on the way still",
 				 vm->def.name);
 	struct vm_record rec;
 	int rc = vm_record(vm, &rec, err);
@@ -349,10 +352,12 @@ int move_source_cancel(struct vm *vm, struct error *err)
 		bool paging = mv->postcopy.began;
 		pthread_mutex_unlock(&mv->lock);
 		return paging ? error_set(err, EBUSY,
-					  "VM %s runs on %s already, and its last memory is on the way there: too "
+					  "VM %s runs on %s already, and its last memory is on the way "
+					  "there: too "
 					  "late to cancel",
 					  vm->def.name, mv->opt.peer)
-			      : error_set(err, EBUSY, "VM %s has been handed over already: too late to cancel",
+			      : error_set(err, EBUSY,
+					  "VM %s has been handed over already: too late to cancel",
 					  vm->def.name);
 	}
 	mv->cancelled |= !mv->interrupted || source_link_lost(&mv->why);

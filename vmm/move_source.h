@@ -139,6 +139,7 @@ struct move {
 	bool negotiated_now; /* HELLO_OK of this attempt */
 	bool handover_begun;
 	bool rehearsed;		    /* up to the handover, which was not meant to be */
+	bool deltas_agreed;	    /* the destination takes what changed of a page */
 	bool resumed[VM_DISKS_MAX]; /* the destination kept the disk of an earlier attempt */
 	bool paused_by_us, was_paused;
 	unsigned attempts;
@@ -166,6 +167,13 @@ struct outcome {
 
 /* "bandwidth_bytes_per_s" of o, which must be an integer if it is there; *out stays as it is without it. */
 int source_parse_bandwidth(json_t *o, uint64_t *out, struct error *err);
+
+/* move_source_delta.c */
+int source_delta_parse(json_t *o, struct move_options *opt, struct error *err);
+/* How many bytes of former pages are kept for a guest of that memory. */
+uint64_t source_delta_bytes(const struct move_options *opt, uint64_t memory_bytes);
+void source_delta_hello(const struct move *mv, json_t *hello);
+void source_delta_accepted(struct move *mv, const json_t *hello_ok);
 
 /* move_source_retry.c */
 /* Whether it is the link that failed, and not a host that said no. */

@@ -175,6 +175,8 @@ int move_options_parse(json_t *request, struct move_options *opt, struct error *
 	if (!rc)
 		rc = parse_compress(o, opt, err);
 	if (!rc)
+		rc = source_delta_parse(o, opt, err);
+	if (!rc)
 		rc = source_postcopy_parse(o, opt, err);
 	if (rc)
 		return rc;
@@ -325,6 +327,7 @@ static json_t *make_hello(struct move *mv, struct travel_file *files, unsigned n
 		json_object_set_new(hello, "keep_partial_s", json_integer(mv->opt.keep_partial_s));
 	if (mv->opt.postcopy != MOVE_POSTCOPY_NEVER)
 		json_object_set_new(hello, "postcopy", json_true());
+	source_delta_hello(mv, hello);
 	/* What is left at the destination of an earlier attempt is settled by what this side says of itself.
 	 */
 	struct vm_record rec;
@@ -509,6 +512,7 @@ int source_hello(struct move *mv, struct error *err)
 		rc = source_disks_accepted(mv, reply.json, err);
 	if (!rc)
 		rc = source_postcopy_accepted(mv, reply.json, err);
+	source_delta_accepted(mv, reply.json);
 	for (unsigned i = 0; i < vm->def.ndisks; i++)
 		mv->resumed[i] = json_is_true(json_array_get(json_object_get(reply.json, "resumed"), i));
 	frame_release(&reply);

@@ -46,6 +46,8 @@ void mem_init(void)
 	scan_pacer.per_second = option_number("scan", 32) * 1000000 / PAGE_BYTES;
 	if (option_is("fill", "easy"))
 		magic = SELFDESC_EASY_MAGIC;
+	else if (option_is("fill", "few"))
+		magic = SELFDESC_FEW_MAGIC;
 	else
 		(void)option_is("fill", "random");
 

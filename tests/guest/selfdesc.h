@@ -15,6 +15,8 @@
 #define SELFDESC_PAGE_MAGIC   0x3130474150444d53ULL /* "SMDPAG01": body of noise */
 #define SELFDESC_EASY_MAGIC                                                                                  \
 	0x3130595345444d53ULL /* "SMDESY01": one word in four is noise, so it compresses */
+#define SELFDESC_FEW_MAGIC                                                                                   \
+	0x3130574546444d53ULL /* "SMDFEW01": noise, of which one word in 64 changes with the generation */
 
 #define SELFDESC_SECTOR_WORDS 64u
 #define SELFDESC_PAGE_WORDS   512u
@@ -45,6 +47,14 @@ static inline uint64_t selfdesc_sum(uint64_t magic, uint64_t seed, uint64_t numb
 	return selfdesc_mix(magic ^ selfdesc_mix(seed ^ selfdesc_mix(number ^ selfdesc_mix(generation))));
 }
 
+/* What the words of the body that do not change with the generation are made of. */
+static inline uint64_t selfdesc_still(uint64_t magic, uint64_t seed, uint64_t number, uint64_t generation)
+{
+	return selfdesc_sum(magic, seed, number, magic == SELFDESC_FEW_MAGIC ? 0 : generation);
+}
+
+#define SELFDESC_FEW_EVERY 64u
+
 static inline uint64_t selfdesc_body(uint64_t sum, unsigned i, unsigned noise_mask)
 {
 	uint64_t x = sum + i * 0x9e3779b97f4a7c15ULL;
@@ -72,6 +82,19 @@ static inline void selfdesc_fill(uint64_t *words, unsigned nwords, uint64_t magi
 	words[SELFDESC_NUMBER] = number;
 	words[SELFDESC_GENERATION] = generation;
 	words[SELFDESC_SUM] = sum;
+	if (magic == SELFDESC_FEW_MAGIC) {
+		uint64_t still = selfdesc_still(magic, seed, number, generation);
+
+		/* as such a guest would: a word that stays is not written */
+		if (words[SELFDESC_HEADER_WORDS] == selfdesc_body(still, SELFDESC_HEADER_WORDS, mask)) {
+			for (unsigned i = SELFDESC_FEW_EVERY; i < nwords; i += SELFDESC_FEW_EVERY)
+				words[i] = selfdesc_body(sum, i, mask);
+			return;
+		}
+		for (unsigned i = SELFDESC_HEADER_WORDS; i < nwords; i++)
+			words[i] = selfdesc_body(i % SELFDESC_FEW_EVERY ? still : sum, i, mask);
+		return;
+	}
 	for (unsigned i = SELFDESC_HEADER_WORDS; i < nwords; i++)
 		words[i] = selfdesc_body(sum, i, mask);
 }
@@ -94,6 +117,8 @@ static inline uint64_t selfdesc_expected(unsigned i, uint64_t magic, uint64_t se
 	case SELFDESC_SUM:
 		return sum;
 	default:
+		if (i % SELFDESC_FEW_EVERY)
+			sum = selfdesc_still(magic, seed, number, generation);
 		return selfdesc_body(sum, i, selfdesc_noise_mask(magic));
 	}
 }
@@ -108,6 +133,13 @@ static inline uint64_t selfdesc_differs(const uint64_t *words, unsigned nwords, 
 			(words[SELFDESC_NUMBER] ^ number) | (words[SELFDESC_GENERATION] ^ generation) |
 			(words[SELFDESC_SUM] ^ sum);
 
+	if (magic == SELFDESC_FEW_MAGIC) {
+		uint64_t still = selfdesc_still(magic, seed, number, generation);
+
+		for (unsigned i = SELFDESC_HEADER_WORDS; i < nwords; i++)
+			diff |= words[i] ^ selfdesc_body(i % SELFDESC_FEW_EVERY ? still : sum, i, mask);
+		return diff;
+	}
 	for (unsigned i = SELFDESC_HEADER_WORDS; i < nwords; i++)
 		diff |= words[i] ^ selfdesc_body(sum, i, mask);
 	return diff;

@@ -163,6 +163,21 @@ static int parse_compress(const char *arg, json_t *options)
 	return 0;
 }
 
+/* A size, off or auto. */
+static int parse_delta_cache(const char *arg, json_t *options)
+{
+	uint64_t bytes = 0;
+	if (!strcmp(arg, "auto")) {
+		json_object_del(options, "delta_cache_bytes");
+		return 0;
+	}
+	if (strcmp(arg, "off") && (size_parse(arg, &bytes) || bytes > INT64_MAX))
+		return snmigrate_usage_error(
+			"--delta-cache %s: not auto, off, or a number of bytes such as 256M", arg);
+	json_object_set_new(options, "delta_cache_bytes", json_integer((json_int_t)bytes));
+	return 0;
+}
+
 static int parse_streams(const char *arg, json_t *options)
 {
 	char *end;
@@ -188,6 +203,7 @@ const struct option snmigrate_move_options[] = {
 	{"max-time", required_argument, NULL, 'T'},
 	{"bandwidth", required_argument, NULL, 'b'},
 	{"compress", required_argument, NULL, 'z'},
+	{"delta-cache", required_argument, NULL, 'C'},
 	{"streams", required_argument, NULL, 't'},
 	{"receipt", required_argument, NULL, 'r'},
 	{"mirror", required_argument, NULL, 'm'},
@@ -289,6 +305,9 @@ static int move_or_rehearse(struct snmigrate *s, int argc, char **argv, bool reh
 			break;
 		case 'z':
 			status = parse_compress(optarg, options);
+			break;
+		case 'C':
+			status = parse_delta_cache(optarg, options);
 			break;
 		case 't':
 			status = parse_streams(optarg, options);

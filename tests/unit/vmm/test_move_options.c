@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "vmm/move.h"
+#include "vmm/move_source.h"
 
 static int parse(const char *options, struct move_options *opt, struct error *err)
 {
@@ -49,6 +49,28 @@ START_TEST(what_somebody_says)
 }
 END_TEST
 
+START_TEST(former_pages_are_bounded)
+{
+	static const struct {
+		const char *options;
+		uint64_t memory_mib, mib;
+	} t[] = {
+		{"{}", 32, 32},
+		{"{}", 512, 64},
+		{"{}", 4096, 256},
+		{"{\"delta_cache_bytes\":null}", 1 << 20, 1024},
+		{"{\"delta_cache_bytes\":0}", 4096, 0},
+		{"{\"delta_cache_bytes\":8388608}", 4096, 8},
+		{"{\"delta_cache_bytes\":68719476736}", 4096, 4096},
+	};
+	for (size_t i = 0; i < sizeof t / sizeof t[0]; i++) {
+		struct move_options opt;
+		ck_assert_int_eq(parse(t[i].options, &opt, NULL), 0);
+		ck_assert_uint_eq(source_delta_bytes(&opt, t[i].memory_mib << 20), t[i].mib << 20);
+	}
+}
+END_TEST
+
 static const struct {
 	const char *options, *named;
 } wrong[] = {
@@ -61,6 +83,10 @@ static const struct {
 	{"{\"max_downtime_ms\":-1}", "max_downtime"},
 	{"{\"max_rounds\":\"4\"}", "max_rounds"},
 	{"{\"max_time_ms\":1e3}", "max_time"},
+	{"{\"delta_cache_bytes\":-1}", "delta_cache"},
+	{"{\"delta_cache_bytes\":1048575}", "delta_cache"},
+	{"{\"delta_cache_bytes\":68719476737}", "delta_cache"},
+	{"{\"delta_cache_bytes\":\"auto\"}", "delta_cache"},
 };
 
 START_TEST(what_is_wrong_is_named)
@@ -78,6 +104,7 @@ int main(void)
 	TCase *t = tcase_create("move_options");
 	tcase_add_test(t, what_nobody_says);
 	tcase_add_test(t, what_somebody_says);
+	tcase_add_test(t, former_pages_are_bounded);
 	tcase_add_loop_test(t, what_is_wrong_is_named, 0, sizeof wrong / sizeof *wrong);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
