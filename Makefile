@@ -123,10 +123,11 @@ tsan:
 valgrind: $(ALL_TESTS)
 	$(Q)SNM_NO_IO_URING=1 SNM_MODEL_SEEDS=20 SNM_STORAGE_SEEDS=3 SNM_WRAP="valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite --child-silent-after-fork=yes --suppressions=tests/valgrind.supp" tests/run-unit $(ALL_TESTS)
 # ten moves back and forth of the Linux guest after the first, a hundred of the native one
+SOAK_MOVES ?= 100
 soak: all tests
 	tests/system/lab_smoke.sh
-	MOVES=11 tests/system/linux_moves.sh
-	MOVES=100 tests/system/native_moves.sh
+	SNM_VERIFY=1 MOVES=11 tests/system/linux_moves.sh
+	SNM_VERIFY=1 MOVES=$(SOAK_MOVES) tests/system/native_moves.sh
 # every case of what the check runs in part: flipped bits, cut links, kills and resumes
 storage-faults: all tests
 	$(Q)for t in bit_flips link_cut kill_resume disks_shape mirror_buffered; do tests/run-scripts tests/system/$$t.sh || exit 1; done

@@ -35,6 +35,8 @@ static const char *const type_names[] = {
 	[FRAME_CHECK] = "check",
 	[FRAME_FACTS] = "facts",
 	[FRAME_PROBE] = "probe",
+	[FRAME_VERIFY] = "verify",
+	[FRAME_VERIFIED] = "verified",
 	[FRAME_RENEW] = "renew",
 	[FRAME_ADMINISTER] = "administer",
 };
@@ -47,7 +49,7 @@ static bool type_known(unsigned type)
 bool frame_type_is_json(unsigned type)
 {
 	return type != FRAME_DEVICE_STATE && type != FRAME_FILE && type != FRAME_HASH_ASK &&
-	       type != FRAME_HASHES && type != FRAME_SUMS && type != FRAME_PROBE;
+	       type != FRAME_HASHES && type != FRAME_SUMS && type != FRAME_PROBE && type != FRAME_VERIFY;
 }
 
 static uint32_t type_max_bytes(unsigned type)

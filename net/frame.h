@@ -39,8 +39,10 @@ enum frame_type {
 	FRAME_SUMS,	/* source, before the device state: what was written since */
 	FRAME_CHECK,	/* first on a connection: what would a move of this VM meet? */
 	FRAME_FACTS,	/* the answer */
-	FRAME_PROBE, /* binary: an empty one is answered with an empty one, others are taken, to measure the
-			link */
+	FRAME_PROBE,  /* binary: an empty one is answered with an empty one, others are taken, to measure the
+			 link */
+	FRAME_VERIFY, /* for tests, source after READY: hashes of guest memory and device state (binary) */
+	FRAME_VERIFIED,	  /* destination: they agree */
 	FRAME_RENEW = 30, /* a paired host's next certificate; ANSWER or REFUSE follows */
 	FRAME_ADMINISTER, /* a command for the daemon (host/administer.h); likewise */
 };

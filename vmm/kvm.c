@@ -189,3 +189,42 @@ int kvm_irqchip_load(struct machine *m, struct state_reader *r, struct error *er
 		return error_errno(err, ret, "PIT");
 	return 0;
 }
+
+struct chips {
+	struct kvm_irqchip chip[3];
+	struct kvm_pit_state2 pit;
+};
+
+static int read_chips(struct state_reader *r, struct chips *c, struct error *err)
+{
+	int ret = state_reader_section(r, "kvm", 1, NULL, err);
+	if (ret)
+		return ret;
+	memset(c, 0, sizeof *c);
+	for (unsigned id = 0; id < 3; id++)
+		state_get_bytes(r, &c->chip[id].chip, sizeof c->chip[id].chip);
+	state_get_bytes(r, &c->pit, sizeof c->pit);
+	state_get_u64(r); /* the clock */
+	/* Time passes here as well: what it changes by itself, and the line that the PIT pulls. */
+	c->chip[KVM_IRQCHIP_PIC_MASTER].chip.pic.irr &= 0xfe;
+	c->chip[KVM_IRQCHIP_PIC_MASTER].chip.pic.last_irr &= 0xfe;
+	c->chip[KVM_IRQCHIP_IOAPIC].chip.ioapic.irr &= ~UINT32_C(5);
+	for (unsigned i = 0; i < 3; i++)
+		c->pit.channels[i].count_load_time = 0;
+	return state_reader_section_end(r, err);
+}
+
+int kvm_irqchip_differ(struct state_reader *a, struct state_reader *b, struct error *err)
+{
+	static const char *const names[] = {"PIC", "second PIC", "I/O APIC"};
+	struct chips x, y;
+	int ret = read_chips(a, &x, err);
+	if (!ret)
+		ret = read_chips(b, &y, err);
+	for (unsigned id = 0; id < 3 && !ret; id++)
+		if (memcmp(&x.chip[id].chip, &y.chip[id].chip, sizeof x.chip[id].chip))
+			ret = error_set(err, EBADMSG, "section kvm: the %s differs", names[id]);
+	if (!ret && memcmp(&x.pit, &y.pit, sizeof x.pit))
+		ret = error_set(err, EBADMSG, "section kvm: the PIT differs");
+	return ret;
+}

@@ -109,6 +109,10 @@ int machine_prepare_save(struct machine *m, struct state_writer *w, struct error
 int machine_save(struct machine *m, struct state_writer *w, struct error *err);
 /* On a created machine that never ran. */
 int machine_load(struct machine *m, const void *buf, size_t len, struct error *err);
+/* After machine_load of this very state, before the machine runs: saves it again. -EBADMSG naming the section
+ * that is not what was loaded, clocks apart; *nsections are the same. May write guest memory, as saving may.
+ */
+int machine_compare(struct machine *m, const void *buf, size_t len, unsigned *nsections, struct error *err);
 /* Fixes clocks for the time that passed while the guest was stopped; call on the destination after load. */
 int machine_adjust_clock(struct machine *m, uint64_t stopped_ns, struct error *err);
 

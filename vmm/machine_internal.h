@@ -148,6 +148,8 @@ int kvm_ioctl(int fd, unsigned long request, void *arg);
 /* Section "kvm": PICs, IOAPIC, PIT, clock. */
 int kvm_irqchip_save(struct machine *m, struct state_writer *w, struct error *err);
 int kvm_irqchip_load(struct machine *m, struct state_reader *r, struct error *err);
+/* Two saved sections, but for what goes on by itself: -EBADMSG naming the part. */
+int kvm_irqchip_differ(struct state_reader *a, struct state_reader *b, struct error *err);
 
 /* cpuid.c */
 int cpuid_host_table(int kvm_fd, struct kvm_cpuid2 **out, struct error *err);
@@ -180,6 +182,8 @@ int vcpus_save(struct machine *m, struct state_writer *w, struct error *err);
 int vcpus_load(struct machine *m, struct state_reader *r, struct error *err);
 /* keep_tsc: a reset in place, where time goes on. */
 int vcpu_load(struct vcpu *v, struct state_reader *r, bool keep_tsc, struct error *err);
+/* As kvm_irqchip_differ. */
+int vcpu_differ(struct vcpu *v, struct state_reader *a, struct state_reader *b, struct error *err);
 /* Moves the guest's TSC on. Negative where KVM has no TSC offset attribute. */
 int vcpu_forward_tsc(struct vcpu *v, uint64_t forward_cycles);
 int vcpu_set_msr(struct vcpu *v, uint32_t index, uint64_t value);

@@ -188,7 +188,7 @@ static int run_phases(struct arrival *a, struct frame *commit, struct error *err
 		struct frame f;
 		int rc = move_link_wait(a->link,
 					1u << FRAME_PHASE | 1u << FRAME_SUMS | 1u << FRAME_DEVICE_STATE |
-						1u << FRAME_COMMIT,
+						1u << FRAME_VERIFY | 1u << FRAME_COMMIT,
 					0, &f, err);
 		if (rc)
 			return rc;
@@ -210,6 +210,9 @@ static int run_phases(struct arrival *a, struct frame *commit, struct error *err
 			if (!rc)
 				rc = move_link_send(a->link, FRAME_READY, o, err);
 			json_decref(o);
+			arrival_compare_keep(a, &f);
+		} else if (f.type == FRAME_VERIFY) {
+			rc = arrival_compare(a, &f, err);
 		} else {
 			rc = take_phase(a, json_string_value(json_object_get(f.json, "phase")), err);
 			if (!rc)
@@ -425,6 +428,8 @@ static int hello_ok(struct arrival *a, struct error *err)
 		json_object_set_new(o, "postcopy_refused", jsonl_text(a->postcopy_refused.message));
 	if (o && a->deltas)
 		json_object_set_new(o, "memory_deltas", json_true());
+	if (o && a->verify)
+		json_object_set_new(o, "verify", json_true());
 	if (o && *a->vm->cfg->migration_address)
 		json_object_set_new(o, "data_address", json_string(a->vm->cfg->migration_address));
 	int rc = move_link_send(a->link, FRAME_HELLO_OK, o, err);
@@ -618,6 +623,8 @@ static void arrival_free(struct arrival *a)
 	json_decref(a->cpu);
 	free(a->regions);
 	mem_prefault_free(a->prefault);
+	frame_release(&a->state);
+	free(a->later);
 	for (unsigned i = 0; i < a->nfiles; i++)
 		if (a->files[i].fd >= 0)
 			close(a->files[i].fd);

@@ -57,6 +57,7 @@ struct arrival {
 	/* from hello */
 	bool suspend, no_tls;
 	bool deltas; /* pages may come as what changed of them */
+	bool verify; /* memory and device state are compared before COMMIT */
 	enum move_purpose purpose;
 	unsigned nstreams;
 	struct arrival_file files[ARRIVAL_FILES_MAX];
@@ -92,6 +93,8 @@ struct arrival {
 	pthread_t pager;
 	bool pager_started;
 	enum arrival_stage stage; /* atomic */
+	struct frame state;	  /* with `verify`: the device state that was loaded */
+	uint64_t *later;	  /* likewise: the pages that were missing then; NULL: none */
 
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
@@ -187,6 +190,11 @@ void arrival_settle_in(struct arrival *a);
 json_t *arrival_refusals(struct arrival *a, const char *uuid, const char *name, uint64_t memory_bytes);
 /* Answers the CHECK that a connection began with; takes conn over. */
 int arrival_answer_check(struct arrival *a, struct conn *conn, const struct frame *check, struct error *err);
+
+/* move_destination_compare.c: a VERIFY. Takes device state that was loaded over for it; compares and answers.
+ */
+void arrival_compare_keep(struct arrival *a, struct frame *state);
+int arrival_compare(struct arrival *a, const struct frame *verify, struct error *err);
 
 /* move_destination_report.c */
 /* What the journal reads of this arrival: its last line, in the state directory. `figures` are the source's,

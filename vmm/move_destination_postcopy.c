@@ -6,9 +6,11 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "base/bitmap.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/fault.h"
@@ -95,6 +97,13 @@ int arrival_postcopy_begin(struct arrival *a, struct error *err)
 	struct mem_postcopy_dest *d = pages_of(a);
 	if (!missing)
 		return 0;
+	if (a->verify) {
+		uint64_t npages = machine_memory_space(a->vm->machine).npages;
+		free(a->later);
+		a->later = bitmap_alloc(npages);
+		if (a->later)
+			memcpy(a->later, missing, BITMAP_WORDS(npages) * sizeof *missing);
+	}
 	int rc = mem_postcopy_dest_begin(d, missing, err);
 	/* The link may have failed just now: then nobody is to wait. */
 	pthread_mutex_lock(&a->lock);

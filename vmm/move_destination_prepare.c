@@ -187,6 +187,7 @@ int arrival_read_hello(struct arrival *a, json_t *hello, struct error *err)
 	a->purpose = move_purpose_parse(json_string_value(json_object_get(hello, "purpose")));
 	a->suspend = json_is_true(json_object_get(hello, "suspend"));
 	a->no_tls = json_is_true(json_object_get(hello, "no_tls"));
+	a->verify = json_is_true(json_object_get(hello, "verify"));
 	a->deltas = json_is_true(json_object_get(hello, "memory_deltas"));
 	if (!rc && a->no_tls && !vm->cfg->allow_no_tls)
 		rc = error_set(err, EPERM,

@@ -74,6 +74,13 @@ struct source_postcopy {
 	struct error failure; /* why the destination never got them */
 	uint64_t began_ms, ended_ms;
 	struct mem_postcopy_stats stats; /* at the end */
+	const uint64_t *later; /* pages that go this way, the sender's; NULL: none. The move's thread */
+};
+
+/* vmm/move_source_compare.c: SNM_VERIFY=1 */
+struct source_compare {
+	bool wanted;
+	unsigned chunks, left_out, sections; /* of memory, of device state; 0: not compared (yet) */
 };
 
 struct move {
@@ -146,6 +153,7 @@ struct move {
 	struct blackout blackout; /* of the last attempt */
 	struct source_pace pace;
 	struct source_postcopy postcopy;
+	struct source_compare compare;
 };
 
 /* Ends what is under way before COMMIT: mirrors, sender, link waits. The first reason stays. Any thread. */
@@ -174,6 +182,15 @@ int source_delta_parse(json_t *o, struct move_options *opt, struct error *err);
 uint64_t source_delta_bytes(const struct move_options *opt, uint64_t memory_bytes);
 void source_delta_hello(const struct move *mv, json_t *hello);
 void source_delta_accepted(struct move *mv, const json_t *hello_ok);
+
+/* move_source_compare.c */
+/* Before hello: whether SNM_VERIFY asks for it. */
+void source_compare_hello(struct move *mv, json_t *hello);
+int source_compare_accepted(const struct move *mv, const json_t *hello_ok, struct error *err);
+/* READY has come: hashes of everything go to the destination, which compares. state: as it was sent. */
+int source_compare(struct move *mv, const void *state, size_t len, struct error *err);
+/* What came of it, for the last line; or nothing. */
+void source_compare_result(const struct move *mv, json_t *ev);
 
 /* move_source_retry.c */
 /* Whether it is the link that failed, and not a host that said no. */

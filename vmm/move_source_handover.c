@@ -82,7 +82,7 @@ static int send_last(struct move *mv, struct state_writer *w, struct error *err)
 	count_transfer(mv, &f, mv->ready_us - at);
 	frame_release(&f);
 	source_proof_ready(mv);
-	return 0;
+	return mv->compare.wanted ? source_compare(mv, buf, len, err) : 0;
 }
 
 static void unpause(struct move *mv)

@@ -328,6 +328,7 @@ static json_t *make_hello(struct move *mv, struct travel_file *files, unsigned n
 	if (mv->opt.postcopy != MOVE_POSTCOPY_NEVER)
 		json_object_set_new(hello, "postcopy", json_true());
 	source_delta_hello(mv, hello);
+	source_compare_hello(mv, hello);
 	/* What is left at the destination of an earlier attempt is settled by what this side says of itself.
 	 */
 	struct vm_record rec;
@@ -513,6 +514,8 @@ int source_hello(struct move *mv, struct error *err)
 	if (!rc)
 		rc = source_postcopy_accepted(mv, reply.json, err);
 	source_delta_accepted(mv, reply.json);
+	if (!rc)
+		rc = source_compare_accepted(mv, reply.json, err);
 	for (unsigned i = 0; i < vm->def.ndisks; i++)
 		mv->resumed[i] = json_is_true(json_array_get(json_object_get(reply.json, "resumed"), i));
 	frame_release(&reply);

@@ -239,6 +239,7 @@ int source_postcopy_send(struct move *mv, struct error *err)
 	int rc = mem_sender_finish_later(mv->sender, &later, &npages, err);
 	if (rc || !npages)
 		return rc;
+	pc->later = later;
 	mem_postcopy_source_begin(pc->pages, later);
 	SCOPE_LOCK(&mv->lock);
 	pc->began = true;
@@ -325,6 +326,7 @@ void source_postcopy_close(struct move *mv)
 	mv->wire_bytes += pages ? pc->stats.wire_bytes : 0;
 	/* a new attempt chooses anew */
 	pc->chosen = false;
+	pc->later = NULL;
 }
 
 json_t *source_postcopy_json(struct move *mv)

@@ -363,6 +363,7 @@ void source_emit_end(struct move *mv, const char *result, int exit_status, const
 	if (ev) {
 		json_object_set_new(ev, "proof", source_proof_json(mv));
 		source_pace_result(mv, ev);
+		source_compare_result(mv, ev);
 		if (mv->postcopy.began)
 			json_object_set_new(ev, "postcopy", source_postcopy_json(mv));
 	}

@@ -273,6 +273,15 @@ int state_reader_open(const void *buf, size_t len, struct state_reader **out, st
 	return 0;
 }
 
+bool state_reader_view(const struct state_reader *r, uint32_t i, struct state_view *out)
+{
+	if (i >= r->nsections)
+		return false;
+	const struct section *s = &r->sections[i];
+	*out = (struct state_view){.name = s->name, .payload = s->payload, .len = s->len};
+	return true;
+}
+
 void state_reader_free(struct state_reader *r)
 {
 	if (!r)

@@ -58,6 +58,13 @@ size_t state_remaining(const struct state_reader *r);
 int state_reader_section_end(struct state_reader *r, struct error *err);
 /* -EPROTO naming a section that nobody entered. */
 int state_reader_finish(struct state_reader *r, struct error *err);
+/* The i-th section as it is, for whoever compares two files; false: there are no more. */
+struct state_view {
+	const char *name; /* all of them as long as the reader and its buffer */
+	const uint8_t *payload;
+	size_t len;
+};
+bool state_reader_view(const struct state_reader *r, uint32_t i, struct state_view *out);
 void state_reader_free(struct state_reader *r);
 
 #endif

@@ -478,3 +478,76 @@ int vcpus_load(struct machine *m, struct state_reader *r, struct error *err)
 		loaded_free(&all[i]);
 	return ret;
 }
+
+#define LAPIC_COUNTDOWN 0x390
+#define HV_VP_RUNTIME	0x40000010u
+#define HV_TIME_REF	0x40000020u
+
+/* What goes on while nobody runs, or need not be as it was. */
+static bool msr_may_differ(uint32_t index)
+{
+	return index == MSR_TSC || index == MSR_TSC_DEADLINE || index == MSR_TSC_ADJUST ||
+	       index == HV_VP_RUNTIME || index == HV_TIME_REF || msr_may_fail(index);
+}
+
+static int msrs_differ(const struct vcpu *v, const struct loaded *a, const struct loaded *b,
+		       struct error *err)
+{
+	for (unsigned i = 0; i < a->nmsrs; i++) {
+		const struct kvm_msr_entry *x = &a->msrs[i], *y = b->msrs;
+		while (y < b->msrs + b->nmsrs && y->index != x->index)
+			y++;
+		bool there = y < b->msrs + b->nmsrs;
+		/* what this host does not have was 0, or it would have been refused */
+		if (!msr_may_differ(x->index) && there && x->data != y->data)
+			return error_set(err, EBADMSG, "section cpu.%u: MSR 0x%x was 0x%llx and is 0x%llx",
+					 v->id, x->index, (unsigned long long)x->data,
+					 (unsigned long long)y->data);
+	}
+	return 0;
+}
+
+static int loaded_differ(struct vcpu *v, struct loaded *a, struct loaded *b, struct error *err)
+{
+	memset(a->lapic.regs + LAPIC_COUNTDOWN, 0, 4);
+	memset(b->lapic.regs + LAPIC_COUNTDOWN, 0, 4);
+	const struct {
+		const char *name;
+		const void *a, *b;
+		size_t len;
+	} parts[] = {
+		{"run state", &a->mp_state, &b->mp_state, sizeof a->mp_state},
+		{"registers", &a->regs, &b->regs, sizeof a->regs},
+		{"special registers", &a->sregs2, &b->sregs2, sizeof a->sregs2},
+		{"special registers", &a->sregs, &b->sregs, sizeof a->sregs},
+		{"XSAVE area", a->xsave, b->xsave,
+		 v->m->caps.xsave_bytes ? v->m->caps.xsave_bytes : sizeof(struct kvm_xsave)},
+		{"XCRs", &a->xcrs, &b->xcrs, sizeof a->xcrs},
+		{"debug registers", &a->debug, &b->debug, sizeof a->debug},
+		{"LAPIC", &a->lapic, &b->lapic, sizeof a->lapic},
+		{"events", &a->events, &b->events, sizeof a->events},
+	};
+	for (unsigned i = 0; i < ARRAY_SIZE(parts); i++) {
+		const uint8_t *x = parts[i].a, *y = parts[i].b;
+		size_t at = 0;
+		while (at < parts[i].len && x[at] == y[at])
+			at++;
+		if (at < parts[i].len)
+			return error_set(err, EBADMSG,
+					 "section cpu.%u: its %s differ at byte %zu: 0x%02x was loaded, "
+					 "0x%02x is there",
+					 v->id, parts[i].name, at, x[at], y[at]);
+	}
+	return msrs_differ(v, a, b, err);
+}
+
+int vcpu_differ(struct vcpu *v, struct state_reader *a, struct state_reader *b, struct error *err)
+{
+	CLEANUP(loaded_free) struct loaded x, y;
+	memset(&x, 0, sizeof x);
+	memset(&y, 0, sizeof y);
+	int ret = read_section(v, a, &x, err);
+	if (!ret)
+		ret = read_section(v, b, &y, err);
+	return ret ? ret : loaded_differ(v, &x, &y, err);
+}

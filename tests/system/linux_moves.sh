@@ -2,15 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 # Alone: emulated hosts
 # A Debian guest with two ext4 disks, two vCPUs, fsync recorders and an open TCP connection moves host1 -> host2, then
-# back and forth, MOVES times in all; then every record that arrived is on its disks.
+# back and forth, MOVES times in all; then every record that arrived is on its disks. With SNM_VERIFY=1 both sides compare all memory
+# and device state at each handover.
 source "$(dirname "$0")/linux_lib.sh"
 require_lab
 MOVES=${MOVES:-2}
-linux_up
+linux_up ${SNM_VERIFY:+--env SNM_VERIFY="$SNM_VERIFY"}
 here=host1 there=host2
 for ((n = 1; n <= MOVES; n++)); do
 	step "move $n"
 	linux_move $here $there
+	[[ ${SNM_VERIFY:-} != 1 ]] || tail -n 1 "$work/move.json" | jq -e '.verified.memory_pieces == 256' || fail "move $n was not verified"
 	swap=$here here=$there there=$swap
 done
 step "the guest is powered off and judged"

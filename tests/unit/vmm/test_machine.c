@@ -15,6 +15,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "tests/unit/vmm/tiny_kernel.h"
+#include "vmm/bus.h"
 #include "vmm/machine.h"
 #include "vmm/memory.h"
 #include "vmm/state.h"
@@ -269,9 +270,13 @@ START_TEST(a_loaded_guest_goes_on_where_it_was)
 		uint32_t at = word(m, TINY_COUNTER);
 		int ret = machine_load(n, buf, len, &err);
 		ck_assert_msg(ret == 0, "%s", err.message);
+		/* Saved again it is the same, but for clocks. */
+		unsigned nsections;
+		ret = machine_compare(n, buf, len, &nsections, &err);
+		ck_assert_msg(ret == 0, "%s", err.message);
+		ck_assert_uint_ge(nsections, 5);
 		ck_assert_int_eq(machine_adjust_clock(n, 1000000, &err), 0);
 
-		/* Saving what was loaded gives the same registers: the same state, but for clocks. */
 		state_writer_free(w);
 		machine_destroy(m);
 		ck_assert_int_eq(machine_start(n, NULL), 0);
@@ -279,6 +284,41 @@ START_TEST(a_loaded_guest_goes_on_where_it_was)
 		m = n;
 	}
 	ck_assert_int_eq(console_bytes(), 1); /* nothing was printed again */
+	machine_destroy(m);
+}
+END_TEST
+
+/* A register of a device, of a vCPU, of the interrupt controllers: each is missed where it belongs. */
+START_TEST(a_machine_that_is_another_is_found_out)
+{
+	struct machine *m = boot(tiny_count, sizeof tiny_count, 1);
+	struct error err = ERROR_INIT;
+	const uint8_t *buf;
+	size_t len;
+	unsigned nsections;
+	ck_assert_int_eq(machine_start(m, NULL), 0);
+	wait_console(1);
+	struct state_writer *w = save(m, &buf, &len);
+	struct machine *n = twin(m);
+	ck_assert_int_eq(machine_load(n, buf, len, &err), 0);
+	uint8_t v = 0x5a;
+	bus_write(machine_bus(n), BUS_PIO, 0x3ff, &v, 1);
+	ck_assert_int_eq(machine_compare(n, buf, len, &nsections, &err), -EBADMSG);
+	ck_assert_msg(strstr(err.message, "section serial differs at byte"), "%s", err.message);
+	/* another run of the same guest: other registers */
+	ck_assert_int_eq(machine_load(n, buf, len, &err), 0);
+	ck_assert_int_eq(machine_compare(n, buf, len, &nsections, &err), 0);
+	uint32_t at = word(m, TINY_COUNTER);
+	ck_assert_int_eq(machine_start(m, NULL), 0);
+	wait_count(m, at + 1000);
+	const uint8_t *later;
+	size_t later_len;
+	struct state_writer *x = save(m, &later, &later_len);
+	ck_assert_int_eq(machine_compare(n, later, later_len, &nsections, &err), -EBADMSG);
+	ck_assert_msg(strstr(err.message, "cpu.0: its registers differ"), "%s", err.message);
+	state_writer_free(x);
+	state_writer_free(w);
+	machine_destroy(n);
 	machine_destroy(m);
 }
 END_TEST
@@ -651,6 +691,7 @@ int main(void)
 	tcase_add_test(t, several_vcpus_are_saved_and_loaded);
 	tcase_add_test(t, a_missing_vcpu_is_named);
 	tcase_add_test(t, a_loaded_guest_goes_on_where_it_was);
+	tcase_add_test(t, a_machine_that_is_another_is_found_out);
 	tcase_add_test(t, saving_changes_nothing);
 	tcase_add_test(t, a_state_of_another_shape_is_refused);
 	tcase_add_test(t, dirty_pages_are_the_guests_and_the_vmms);
