@@ -71,6 +71,35 @@ START_TEST(former_pages_are_bounded)
 }
 END_TEST
 
+/* Deltas go to whom they were offered, if he said that he takes them: an older host says nothing. */
+START_TEST(deltas_are_agreed_upon)
+{
+	static const struct {
+		uint64_t cache_bytes;
+		const char *hello_ok;
+		bool offered, agreed;
+	} t[] = {
+		{MOVE_DELTA_AUTO, "{}", true, false},
+		{MOVE_DELTA_AUTO, "{\"memory_deltas\":true}", true, true},
+		{MOVE_DELTA_AUTO, "{\"memory_deltas\":1}", true, false},
+		{8 << 20, "{\"memory_deltas\":true}", true, true},
+		{0, "{\"memory_deltas\":true}", false, false},
+	};
+	for (size_t i = 0; i < sizeof t / sizeof t[0]; i++) {
+		static struct move mv;
+		json_t *hello = json_object(), *ok = json_loads(t[i].hello_ok, 0, NULL);
+		mv.opt.delta_cache_bytes = t[i].cache_bytes;
+		mv.deltas_agreed = true; /* of an attempt before */
+		source_delta_hello(&mv, hello);
+		ck_assert_int_eq(json_is_true(json_object_get(hello, "memory_deltas")), t[i].offered);
+		source_delta_accepted(&mv, ok);
+		ck_assert_int_eq(mv.deltas_agreed, t[i].agreed);
+		json_decref(hello);
+		json_decref(ok);
+	}
+}
+END_TEST
+
 static const struct {
 	const char *options, *named;
 } wrong[] = {
@@ -105,6 +134,7 @@ int main(void)
 	tcase_add_test(t, what_nobody_says);
 	tcase_add_test(t, what_somebody_says);
 	tcase_add_test(t, former_pages_are_bounded);
+	tcase_add_test(t, deltas_are_agreed_upon);
 	tcase_add_loop_test(t, what_is_wrong_is_named, 0, sizeof wrong / sizeof *wrong);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
