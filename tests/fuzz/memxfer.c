@@ -6,11 +6,34 @@
 
 #include "base/bytes.h"
 #include "memxfer/codec.h"
+#include "memxfer/delta.h"
 
 #define NPAGES	 100000u
 #define NSTREAMS 3u
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+/* What is accepted as deltas of so many pages: each is read to its end and no further, and makes a page or is
+ * refused. */
+static void take_deltas(const uint8_t *p, size_t size, uint64_t pages)
+{
+	uint8_t page[MEM_PAGE_BYTES] = {0}, scratch[MEM_PAGE_BYTES];
+	const uint8_t *at = p;
+
+	if (mem_delta_pages_check(p, size, pages, NULL) < 0)
+		return;
+	for (uint64_t i = 0; i < pages; i++) {
+		const uint8_t *before = at;
+		size_t len = get_be16(at);
+
+		if (mem_delta_page_apply(page, scratch, &at, NULL) == 0 &&
+		    at != before + MEM_DELTA_HEAD_BYTES + len)
+			abort();
+		at = before + MEM_DELTA_HEAD_BYTES + len;
+	}
+	if (at != p + size)
+		abort();
+}
 
 /* Header checksums are made right first, else nothing would get past them. A table that is accepted must lie
  * within the guest and its stream's regions, and account for the payload. */
@@ -35,8 +58,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		abort();
 	data += MEM_HEADER_BYTES;
 	size -= MEM_HEADER_BYTES;
-	bool named = h.type == MEM_FRAME_MISSING || h.type == MEM_FRAME_WANT;
-	if ((h.type != MEM_FRAME_PAGES && !named) || size < (size_t)h.nruns * MEM_RUN_BYTES)
+	bool named = h.type == MEM_FRAME_MISSING || h.type == MEM_FRAME_WANT,
+	     delta = h.type == MEM_FRAME_DELTA;
+	if ((h.type != MEM_FRAME_PAGES && !named && !delta) || size < (size_t)h.nruns * MEM_RUN_BYTES)
 		return 0;
 	h.stream %= NSTREAMS;
 	if (mem_runs_decode(&h, data, NPAGES, NSTREAMS, runs, &err) < 0)
@@ -49,10 +73,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		/* only named, and never data, where nothing is carried */
 		if (named && runs[i].kind != MEM_RUN_LATER)
 			abort();
-		if (runs[i].kind == MEM_RUN_DATA)
+		if (delta != (runs[i].kind == MEM_RUN_DELTA))
+			abort();
+		if (delta || runs[i].kind == MEM_RUN_DATA)
 			pages += runs[i].npages;
 	}
-	if (pages * MEM_PAGE_BYTES != h.raw_len)
+	size_t table = (size_t)h.nruns * MEM_RUN_BYTES;
+	if (delta)
+		take_deltas(data + table, size - table < h.raw_len ? size - table : h.raw_len, pages);
+	else if (pages * MEM_PAGE_BYTES != h.raw_len)
 		abort();
 	return 0;
 }
