@@ -40,32 +40,32 @@ late=$(jq .verified.left_out <<<"$end")
 assert_good "$(wait_hb a vm1)"
 
 # A byte that flips at the destination.
-daemon_kill a TERM
+daemon_kill b TERM
 mkdir "$T/faults"
-daemon_start a SNM_VERIFY=1 SNM_FAULT=d-flip-memory:failif,d-flip-device:failif SNM_FAULT_DIR="$T/faults"
+daemon_start b SNM_VERIFY=1 SNM_FAULT=d-flip-memory:failif,d-flip-device:failif SNM_FAULT_DIR="$T/faults"
 touch "$T/faults/d-flip-memory.fail"
-move b 4
+move a 4
 says '.result == "failed" and (.reason | test("verify: guest memory differs in 1 of 64 pieces, first in the 2048 KiB at byte 0x4000000$"))' "memory"
-untouched b vm1
+untouched a vm1
 echo "memory: $(jq -r .reason <<<"$end")"
 rm "$T/faults/d-flip-memory.fail"
 touch "$T/faults/d-flip-device.fail"
-move b 4
+move a 4
 says '.result == "failed" and (.reason | test("verify: device state: section serial differs at byte [0-9]+"))' "device"
-untouched b vm1
+untouched a vm1
 echo "device: $(jq -r .reason <<<"$end")"
 rm "$T/faults/d-flip-device.fail"
-move b 0
+move a 0
 says '.verified.left_out == 0' "afterwards"
-assert_good "$(wait_hb a vm1)"
+assert_good "$(wait_hb b vm1)"
 downtime=$(jq .downtime_ms <<<"$end")
 
 # It is the source's to ask for; without it nothing is compared.
-daemon_kill b TERM
-daemon_start b
-move a 0
-says '.verified.memory_pieces == 64' "to a host without the variable"
+daemon_kill a TERM
+daemon_start a
 move b 0
+says '.verified.memory_pieces == 64' "to a host without the variable"
+move a 0
 says 'has("verified") | not' "without the variable"
-assert_good "$(wait_hb a vm1)"
+assert_good "$(wait_hb b vm1)"
 echo "figure: $whole; post-copy: $late of 64 pieces left out; moved in $downtime ms of downtime"
