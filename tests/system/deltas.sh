@@ -8,13 +8,14 @@ source "$(dirname "$0")/refuse_lib.sh"
 require_kvm
 DISK_MB=8
 hosts_up
-native_vm a vm1 128M "ws=40 rate=60 touch=4 zero=1 scan=20 fill=few zero_every=64 disk=off hb=400"
+# Even a guest on a busy host writes to all of its working set in the time that a round of it takes.
+native_vm a vm1 128M "ws=24 rate=60 touch=4 zero=1 scan=20 fill=few zero_every=64 disk=off hb=400"
 wait_touched a vm1
 
 # move HOST OPTION...: its last line in $end
 move() {
 	local rc=0
-	snmigrate "$1" vm1 "host$(other "$1")" --with-storage --json --bandwidth 40M --compress off --priority guest --max-rounds 6 \
+	snmigrate "$1" vm1 "host$(other "$1")" --with-storage --json --bandwidth 20M --compress off --priority guest --max-rounds 6 \
 		"${@:2}" >"$T/move.json" 2>"$T/move.err" || rc=$?
 	end=$(tail -n 1 "$T/move.json")
 	[ $rc = 0 ] || fail "${*:2}: exit $rc: $end $(cat "$T/move.err")"
@@ -26,7 +27,7 @@ whole() {
 	x=$(wait_hb "$1" vm1)
 	for _ in $(seq 60); do
 		y=$(wait_hb "$1" vm1 "$(hb_field "$x" seq)")
-		[ $(($(hb_field "$y" pages) - $(hb_field "$x" pages))) -gt 10240 ] && { assert_good "$y"; return; }
+		[ $(($(hb_field "$y" pages) - $(hb_field "$x" pages))) -gt 6144 ] && { assert_good "$y"; return; }
 	done
 	fail "the guest does not go on: $x ... $y"
 }
@@ -42,13 +43,13 @@ whole b
 move b
 on=$(n '.wire_bytes') on_send=$(n '.send_us') on_said=$(n "$figures" | tr -d '\n ')
 whole a
-[ "$(n .delta_pages)" -gt 5000 ] || fail "no deltas: $end"
+[ "$(n .delta_pages)" -gt 3000 ] || fail "no deltas: $end"
 [ "$(n .delta_bytes)" -lt $(($(n .delta_pages) * 400)) ] || fail "long deltas: $end"
 jq -es '[.[] | .memory.delta_pages // empty] | length > 0' "$T/move.json" >/dev/null || fail "no deltas in the progress"
 [ "$on" -lt $((off * 7 / 10)) ] || fail "with deltas $on bytes travelled, without $off"
 [ "$on_send" -lt "$off_send" ] || fail "the last memory took $on_send us with deltas, $off_send without"
 
-# A cache of a fifth of what the guest writes to: some pages go as deltas, and none wrong.
+# A cache of a third of what the guest writes to: some pages go as deltas, and none wrong.
 move a --delta-cache 8M
 small_said=$(n "$figures" | tr -d '\n ')
 whole b
