@@ -86,7 +86,7 @@ static const struct {
 	uint8_t value;
 	const char *mention;
 } spoils[] = {
-	{0, 'X', "magic"},	{3, 0, "magic"}, {5, 0, "unknown type"}, {5, FRAME_PROBE + 1, "unknown type"},
+	{0, 'X', "magic"},	{3, 0, "magic"}, {5, 0, "unknown type"}, {5, FRAME_VERIFIED + 1, "unknown type"},
 	{4, 1, "unknown type"}, {6, 1, "flags"}, {7, 1, "flags"},	 {16, 1, "at most"},
 	{16, 0xff, "at most"},
 };
@@ -225,6 +225,7 @@ START_TEST(test_binary_types_and_their_limits)
 	uint8_t raw[FRAME_HEADER_BYTES];
 	ck_assert(!frame_type_is_json(FRAME_PROBE) && frame_type_is_json(FRAME_CHECK) &&
 		  frame_type_is_json(FRAME_FACTS));
+	ck_assert(!frame_type_is_json(FRAME_VERIFY) && frame_type_is_json(FRAME_VERIFIED));
 	frame_header_encode(raw, &h);
 	ck_assert_int_eq(frame_header_decode(raw, &got, NULL), -EPROTO);
 }
@@ -233,10 +234,10 @@ END_TEST
 START_TEST(test_names)
 {
 	ck_assert_str_eq(frame_type_name(FRAME_RENEW), "renew");
-	for (unsigned t = FRAME_HELLO; t <= FRAME_PROBE; t++)
+	for (unsigned t = FRAME_HELLO; t <= FRAME_VERIFIED; t++)
 		ck_assert_str_ne(frame_type_name(t), "unknown");
 	ck_assert_str_eq(frame_type_name(0), "unknown");
-	ck_assert_str_eq(frame_type_name(FRAME_PROBE + 1), "unknown");
+	ck_assert_str_eq(frame_type_name(FRAME_VERIFIED + 1), "unknown");
 }
 END_TEST
 
