@@ -57,7 +57,7 @@ static void no_event(void *opaque, enum machine_event event, const char *detail)
 
 static void make_machine(void)
 {
-	static char dir[] = "/tmp/snm-fuzz-machine-XXXXXX";
+	static char dir[] = "/tmp/snmigrate-fuzz-XXXXXX";
 	char disk[64];
 	struct error err = ERROR_INIT;
 	struct machine_config cfg = {.memory_bytes = MEMORY_BYTES,

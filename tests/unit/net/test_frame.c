@@ -86,8 +86,10 @@ static const struct {
 	uint8_t value;
 	const char *mention;
 } spoils[] = {
-	{0, 'X', "magic"},	{3, 0, "magic"}, {5, 0, "unknown type"}, {5, FRAME_VERIFIED + 1, "unknown type"},
-	{4, 1, "unknown type"}, {6, 1, "flags"}, {7, 1, "flags"},	 {16, 1, "at most"},
+	{0, 'X', "magic"},	{3, 0, "magic"},
+	{5, 0, "unknown type"}, {5, FRAME_VERIFIED + 1, "unknown type"},
+	{4, 1, "unknown type"}, {6, 1, "flags"},
+	{7, 1, "flags"},	{16, 1, "at most"},
 	{16, 0xff, "at most"},
 };
 
