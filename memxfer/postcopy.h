@@ -99,6 +99,12 @@ int mem_postcopy_dest_begin(struct mem_postcopy_dest *d, uint64_t *missing, stru
 int mem_postcopy_dest_wait(struct mem_postcopy_dest *d, unsigned timeout_ms, struct error *err);
 /* begun, and not every page is there */
 bool mem_postcopy_dest_pending(struct mem_postcopy_dest *d);
+/*
+ * The guest has given these pages back and does not want what the source has of them: those that nobody waits
+ * for are not missing any more. They may come all the same, before or after: what comes never replaces what
+ * is there. To be called before the pages are taken out of the space. Any thread.
+ */
+void mem_postcopy_dest_forget(struct mem_postcopy_dest *d, uint64_t first, uint64_t npages);
 void mem_postcopy_dest_stats(struct mem_postcopy_dest *d, struct mem_postcopy_stats *out);
 /*
  * Nobody will run this memory: who waits for a page reads zeroes. Only for a guest that never ran; one that

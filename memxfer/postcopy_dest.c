@@ -389,6 +389,34 @@ bool mem_postcopy_dest_pending(struct mem_postcopy_dest *d)
 	return d->begun && !d->complete;
 }
 
+/* Lock held. */
+static bool is_waited_for(const struct mem_postcopy_dest *d, uint64_t page)
+{
+	for (unsigned i = 0; i < d->nfaults; i++)
+		if (d->faults[i].page == page)
+			return true;
+	return d->unnoted;
+}
+
+void mem_postcopy_dest_forget(struct mem_postcopy_dest *d, uint64_t first, uint64_t npages)
+{
+	uint64_t end = first + npages;
+
+	SCOPE_LOCK(&d->lock);
+	if (!d->begun || !d->missing_pages)
+		return;
+	for (uint64_t page = bitmap_next_set(d->missing, end, first); page < end;
+	     page = bitmap_next_set(d->missing, end, page + 1)) {
+		/* The answer would find it not missing, and nobody would wake who waits. */
+		if (is_waited_for(d, page))
+			continue;
+		bitmap_clear(d->missing, page);
+		d->missing_pages--;
+	}
+	if (!d->missing_pages)
+		postcopy_dest_wake(d);
+}
+
 void mem_postcopy_dest_stats(struct mem_postcopy_dest *d, struct mem_postcopy_stats *out)
 {
 	SCOPE_LOCK(&d->lock);

@@ -49,6 +49,7 @@ struct mem_postcopy_dest {
 	bool session; /* one runs */
 	bool greeted; /* the server has told the source what is missing */
 	bool writing; /* the server is inside a connection */
+	bool unnoted; /* there was no memory to note a fault: who waits for what is not known */
 	bool begun, complete, aborted, closing;
 	bool over; /* the manager has ended */
 };

@@ -176,8 +176,10 @@ static int note_fault(struct mem_postcopy_dest *d, uint64_t page)
 		unsigned room = d->faults_room + FAULTS_GROW;
 		struct postcopy_fault *more = realloc(d->faults, room * sizeof *more);
 
-		if (!more)
+		if (!more) {
+			d->unnoted = true;
 			return 1; /* asked for, and not measured */
+		}
 		d->faults = more;
 		d->faults_room = room;
 	}
