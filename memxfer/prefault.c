@@ -39,7 +39,8 @@ struct mem_prefault {
 
 	pthread_mutex_t lock;
 	pthread_cond_t done; /* somebody is through with a group, or a thread has ended */
-	uint64_t *wanted;    /* regions that nobody has begun */
+	uint64_t *given;     /* regions that were asked for */
+	uint64_t *wanted;    /* those that nobody has begun */
 	uint64_t *at_work;   /* groups that somebody is at */
 	uint64_t next;
 	struct cost pages, huge_pages;
@@ -191,6 +192,21 @@ void mem_prefault_region(struct mem_prefault *p, uint64_t region)
 	pthread_mutex_unlock(&p->lock);
 }
 
+bool mem_prefault_forgo(struct mem_prefault *p, uint64_t region)
+{
+	bool begun;
+
+	if (region >= p->opt.nregions)
+		return false;
+	pthread_mutex_lock(&p->lock);
+	begun = bitmap_test(p->given, region) && !bitmap_test(p->wanted, region);
+	bitmap_clear(p->wanted, region);
+	while (begun && bitmap_test(p->at_work, region / GROUP_REGIONS))
+		pthread_cond_wait(&p->done, &p->lock);
+	pthread_mutex_unlock(&p->lock);
+	return begun;
+}
+
 static unsigned threads_by_processors(void)
 {
 	long n = sysconf(_SC_NPROCESSORS_ONLN);
@@ -216,14 +232,17 @@ int mem_prefault_start(const struct mem_prefault_options *opt, struct mem_prefau
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_cond_init(&p->done, NULL);
 	atomic_init(&p->huge, opt->huge);
+	p->given = bitmap_alloc(opt->nregions);
 	p->wanted = bitmap_alloc(opt->nregions);
 	p->at_work = bitmap_alloc(GROUPS(opt->nregions));
-	if (!p->wanted || !p->at_work) {
+	if (!p->given || !p->wanted || !p->at_work) {
 		mem_prefault_free(p);
 		return error_errno(err, ENOMEM, "faulting in guest memory");
 	}
-	for (uint64_t r = 0; (r = bitmap_next_set(opt->regions, opt->nregions, r)) < opt->nregions; r++)
+	for (uint64_t r = 0; (r = bitmap_next_set(opt->regions, opt->nregions, r)) < opt->nregions; r++) {
+		bitmap_set(p->given, r);
 		bitmap_set(p->wanted, r);
+	}
 	while (p->nthreads < nthreads && p->nthreads < THREADS_MAX && !e) {
 		e = pthread_create(&p->threads[p->nthreads], NULL, prefault_main, p);
 		p->nthreads += !e;
@@ -268,6 +287,7 @@ void mem_prefault_free(struct mem_prefault *p)
 	if (!p)
 		return;
 	(void)mem_prefault_stop(p, NULL);
+	free(p->given);
 	free(p->wanted);
 	free(p->at_work);
 	pthread_cond_destroy(&p->done);

@@ -52,12 +52,29 @@ static void mark_written(struct mem_receiver *r, uint64_t first, uint64_t npages
 	}
 }
 
+static int free_pages(struct mem_receiver *r, uint64_t first, uint64_t npages, struct error *err)
+{
+	if (fallocate(r->opt.space.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		      (off_t)(first * MEM_PAGE_BYTES), (off_t)(npages * MEM_PAGE_BYTES)) < 0)
+		return error_errno(err, errno, "guest memory: freeing %llu pages at page %llu",
+				   (unsigned long long)npages, (unsigned long long)first);
+	return 0;
+}
+
+/* The guest gave the region back after the source had said that there is something in it. */
+static bool ready_for_nothing(struct mem_receiver *r, const struct mem_run *run)
+{
+	return run->kind == MEM_RUN_HOLE && run->npages == MEM_REGION_PAGES && r->opt.prefault &&
+	       mem_prefault_forgo(r->opt.prefault, run->first / MEM_REGION_PAGES);
+}
+
 /* Zeroes, or for a hole frees, the pages of a run that were written before; the others are left alone. */
 static int clear_run(struct mem_receiver *r, const struct mem_run *run, struct error *err)
 {
 	uint64_t end = run->first + run->npages;
+	int ret = 0;
 
-	for (uint64_t page = run->first, first; page < end;) {
+	for (uint64_t page = run->first, first; page < end && ret == 0;) {
 		uint8_t *at;
 
 		if (!__atomic_load_n(&r->written[page / 64], __ATOMIC_RELAXED)) {
@@ -76,13 +93,12 @@ static int clear_run(struct mem_receiver *r, const struct mem_run *run, struct e
 		at = r->opt.space.base + first * MEM_PAGE_BYTES;
 		if (run->kind == MEM_RUN_ZERO)
 			memset(at, 0, (page - first) * MEM_PAGE_BYTES);
-		else if (fallocate(r->opt.space.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-				   (off_t)(first * MEM_PAGE_BYTES),
-				   (off_t)((page - first) * MEM_PAGE_BYTES)) < 0)
-			return error_errno(err, errno, "guest memory: freeing %llu pages at page %llu",
-					   (unsigned long long)(page - first), (unsigned long long)first);
+		else
+			ret = free_pages(r, first, page - first, err);
 	}
-	return 0;
+	if (ret == 0 && ready_for_nothing(r, run))
+		ret = free_pages(r, run->first, run->npages, err);
+	return ret;
 }
 
 /* What came of these pages is void: the guest must fault on each. */
@@ -93,10 +109,10 @@ static int expect_later(struct mem_receiver *r, const struct mem_run *run, struc
 	if (!r->later)
 		return error_set(err, EPROTO,
 				 "memory frame: pages that are to come later, which was not agreed");
-	if (fallocate(r->opt.space.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-		      (off_t)(run->first * MEM_PAGE_BYTES), (off_t)(run->npages * MEM_PAGE_BYTES)) < 0)
-		return error_errno(err, errno, "guest memory: freeing %u pages at page %llu", run->npages,
-				   (unsigned long long)run->first);
+	int ret = free_pages(r, run->first, run->npages, err);
+
+	if (ret < 0)
+		return ret;
 	for (uint64_t page = run->first; page < end; page++)
 		bitmap_set_atomic(r->later, page);
 	atomic_store(&r->any_later, true);

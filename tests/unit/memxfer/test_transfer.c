@@ -192,6 +192,35 @@ START_TEST(test_zeroed_and_freed_after_being_sent)
 }
 END_TEST
 
+/* Whole regions that were given back after the destination had made room for them. */
+START_TEST(test_prefaulted_for_nothing_is_freed)
+{
+	struct transfer t = {.nstreams = 2};
+	uint64_t npages = 6 * PAGES_PER_REGION, regions[1] = {0x17};
+	struct error err = ERROR_INIT;
+	struct mem_prefault *prefault = NULL;
+	bool limit;
+
+	transfer_open(&t, npages);
+	struct mem_prefault_options po = {.space = t.dst, .regions = regions, .nregions = 6};
+	ck_assert_int_eq(mem_prefault_start(&po, &prefault, &err), 0);
+	ck_assert_int_eq(mem_prefault_wait(prefault, &err), 0);
+	t.ro.prefault = prefault;
+	page_fill(&t.src, 7, 3);
+	for (uint64_t p = PAGES_PER_REGION; p < 2 * PAGES_PER_REGION; p++)
+		page_fill(&t.src, p, p);
+	ck_assert_uint_eq(space_populated(&t.dst, NULL), 4 * PAGES_PER_REGION);
+	transfer_start(&t);
+	ck_assert_msg(mem_sender_precopy(t.sender, &limit, &t.err) == 0, "%s", t.err.message);
+	/* the first has something in it, the second is full; the other two are holes */
+	ck_assert_uint_eq(space_populated(&t.dst, NULL), 2 * PAGES_PER_REGION);
+	transfer_finish(&t);
+	check_equal(&t);
+	transfer_close(&t);
+	mem_prefault_free(prefault);
+}
+END_TEST
+
 /* The whole last round lies in one region, and yet each stream carries a share of it. */
 START_TEST(test_final_round_is_striped)
 {
@@ -750,6 +779,7 @@ int main(void)
 	tcase_add_loop_test(tc, test_receiver_dies, 0, 2);
 	tcase_add_test(tc, test_dirty_log_fails);
 	tcase_add_loop_test(tc, test_corruption_on_the_wire, 0, 5);
+	tcase_add_test(tc, test_prefaulted_for_nothing_is_freed);
 	tcase_add_test(tc, test_stats_while_running);
 	tcase_add_test(tc, test_guest_that_outruns_the_link_is_slowed);
 	tcase_add_test(tc, test_prediction_under_a_bandwidth);
