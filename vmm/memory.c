@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/bitmap.h"
@@ -39,7 +40,7 @@ static void *map_aligned(int fd, uint64_t size)
 
 int guest_memory_create(uint64_t size_bytes, struct guest_memory *mem, struct error *err)
 {
-	*mem = (struct guest_memory){.fd = -1};
+	*mem = (struct guest_memory){.fd = -1, .discard_lock = PTHREAD_MUTEX_INITIALIZER};
 	if (size_bytes == 0 || size_bytes % MEM_REGION_BYTES || size_bytes > MEMORY_MAX_BYTES)
 		return error_set(err, EINVAL,
 				 "guest memory: %llu bytes: must be a multiple of 2 MiB, at most 256 GiB",
@@ -125,6 +126,42 @@ void guest_memory_mark_dirty(struct guest_memory *mem, uint64_t gpa, uint64_t le
 	uint64_t last = ((uint64_t)off + len - 1) / MEM_PAGE_BYTES;
 	for (uint64_t page = (uint64_t)off / MEM_PAGE_BYTES; page <= last; page++)
 		bitmap_set_atomic(mem->vmm_dirty, page);
+}
+
+int guest_memory_discard(struct guest_memory *mem, uint64_t gpa, uint64_t len)
+{
+	int64_t off = memory_offset(mem, gpa, len);
+	if (off < 0)
+		return -EFAULT;
+	if (gpa % MEM_PAGE_BYTES || len % MEM_PAGE_BYTES)
+		return -EINVAL;
+	if (!len)
+		return 0;
+	{
+		SCOPE_LOCK(&mem->discard_lock);
+		if (mem->discarding)
+			mem->discarding(mem->discarding_opaque, (uint64_t)off / MEM_PAGE_BYTES,
+					len / MEM_PAGE_BYTES);
+	}
+	if (fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off, (off_t)len) < 0)
+		return -errno;
+	guest_memory_mark_dirty(mem, gpa, len);
+	return 0;
+}
+
+void guest_memory_on_discard(struct guest_memory *mem,
+			     void (*discarding)(void *opaque, uint64_t first_page, uint64_t npages),
+			     void *opaque)
+{
+	SCOPE_LOCK(&mem->discard_lock);
+	mem->discarding = discarding;
+	mem->discarding_opaque = opaque;
+}
+
+uint64_t guest_memory_resident_bytes(const struct guest_memory *mem)
+{
+	struct stat st;
+	return fstat(mem->fd, &st) < 0 ? 0 : (uint64_t)st.st_blocks * 512;
 }
 
 struct mem_space guest_memory_space(const struct guest_memory *mem)
