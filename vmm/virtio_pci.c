@@ -54,8 +54,8 @@ uint64_t virtio_pci_features(const struct virtio_pci *v)
 
 bool virtio_pci_running(const struct virtio_pci *v)
 {
-	return !v->paused && !v->reset_pending && (v->status & VIRTIO_CONFIG_S_DRIVER_OK) &&
-	       !(v->status & VIRTIO_CONFIG_S_NEEDS_RESET);
+	return !__atomic_load_n(&v->paused, __ATOMIC_RELAXED) && !v->reset_pending &&
+	       (v->status & VIRTIO_CONFIG_S_DRIVER_OK) && !(v->status & VIRTIO_CONFIG_S_NEEDS_RESET);
 }
 
 struct virtqueue_chain *virtio_pci_pop(struct virtio_pci *v, unsigned queue)
@@ -143,9 +143,10 @@ static void device_pause(void *dev)
 {
 	struct virtio_pci *v = dev;
 
-	/* The I/O thread takes requests under the lock only: once we had it, nothing more is taken. */
+	/* The I/O thread takes requests under the lock only: once we had it, nothing more is taken. It sees
+	 * this before, or a queue full of long requests would keep the lock until it is empty. */
+	__atomic_store_n(&v->paused, true, __ATOMIC_RELAXED);
 	virtio_pci_lock(v);
-	v->paused = true;
 	virtio_pci_unlock(v);
 }
 
@@ -179,7 +180,7 @@ static void device_resume(void *dev)
 	struct virtio_pci *v = dev;
 
 	virtio_pci_lock(v);
-	v->paused = false;
+	__atomic_store_n(&v->paused, false, __ATOMIC_RELAXED);
 	v->look_at_all = true;
 	if (v->ops->resumed)
 		v->ops->resumed(v->dev);
@@ -199,7 +200,7 @@ static int device_save(void *dev, struct state_writer *w, struct error *err)
 	int rc = 0;
 
 	virtio_pci_lock(v);
-	if (!v->paused || v->inflight) {
+	if (!__atomic_load_n(&v->paused, __ATOMIC_RELAXED) || v->inflight) {
 		rc = error_set(err, EBUSY, "%s: %u requests in flight, or not paused", v->label, v->inflight);
 		virtio_pci_unlock(v);
 		return rc;

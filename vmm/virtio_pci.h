@@ -41,6 +41,8 @@ struct virtio_device_ops {
 	unsigned config_bytes;
 	/* All of these are called with the device lock held. */
 	void (*config_read)(void *dev, uint8_t *config); /* fills config_bytes; optional */
+	/* The driver wrote there, within config_bytes; on a vCPU's thread. Optional. */
+	void (*config_write)(void *dev, unsigned offset, const uint8_t *data, unsigned len);
 	/* Takes what it can from the queue. On the I/O thread, only while running. */
 	void (*process)(void *dev, unsigned queue);
 	/* The driver's features are final; also after a load. Optional. */

@@ -35,8 +35,9 @@ struct virtio_pci {
 
 	pthread_mutex_t lock;
 	pthread_cond_t idle; /* inflight became 0 */
+	bool paused;	     /* atomic: set without the lock */
 	/* guarded by lock */
-	bool paused, reset_pending;
+	bool reset_pending;
 	unsigned inflight;
 	uint64_t raise; /* vectors to trigger when the lock is released */
 	uint32_t device_feature_select, driver_feature_select;

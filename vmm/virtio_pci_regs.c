@@ -228,10 +228,12 @@ static void bar_write(void *opaque, uint64_t offset, const uint8_t *data, unsign
 			virtio_pci_kick(v->kick_fd[queue]);
 		return;
 	}
-	if (offset >= REGION_COMMON_BYTES)
-		return; /* no device here has writable configuration */
 	virtio_pci_lock(v);
-	common_write(v, (unsigned)offset, data, len);
+	if (offset < REGION_COMMON_BYTES)
+		common_write(v, (unsigned)offset, data, len);
+	else if (offset >= REGION_DEVICE && v->ops->config_write && !v->reset_pending &&
+		 range_fits(offset - REGION_DEVICE, len, v->ops->config_bytes))
+		v->ops->config_write(v->dev, (unsigned)(offset - REGION_DEVICE), data, len);
 	virtio_pci_unlock(v);
 }
 

@@ -56,7 +56,7 @@ static void handle(struct virtio_pci *v, unsigned tag)
 			v->ops->readable(v->dev);
 	} else if (tag == TAG_CONTROL) {
 		consume(v->control_fd);
-		if (!v->look_at_all || v->paused)
+		if (!v->look_at_all || __atomic_load_n(&v->paused, __ATOMIC_RELAXED))
 			return;
 		v->look_at_all = false;
 		for (unsigned i = 0; i < v->ops->nqueues; i++)
