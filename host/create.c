@@ -203,6 +203,7 @@ static int fill_in(struct vm_definition *def, struct error *err)
 		if (rc < 0)
 			return rc;
 	}
+	vmdef_set_balloon(def, def->balloon != VM_BALLOON_NO);
 	for (unsigned i = 0; i < def->nnets; i++) {
 		struct vm_net_def *net = &def->nets[i];
 		if (net->has_mac)

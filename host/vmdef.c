@@ -104,7 +104,8 @@ enum {
 	SEEN_CMDLINE = 64,
 	SEEN_SERIAL = 128,
 	SEEN_CPU = 256,
-	SEEN_PRIORITY = 512
+	SEEN_PRIORITY = 512,
+	SEEN_BALLOON = 1024
 };
 enum {
 	SEEN_PATH = 1,
@@ -182,6 +183,11 @@ static int on_vm(struct parser *p, const struct ini_entry *e, struct error *err)
 	} else if (!strcmp(e->key, "cpu")) {
 		bit = SEEN_CPU;
 		rc = vmdef_set_cpu(d, e->value, err);
+	} else if (!strcmp(e->key, "balloon")) {
+		bool yes = false;
+		bit = SEEN_BALLOON;
+		rc = ini_get_bool(e, &yes, err);
+		d->balloon = yes ? VM_BALLOON_YES : VM_BALLOON_NO;
 	} else if (!strcmp(e->key, "firmware")) {
 		return error_set(err, EINVAL, "firmware: not supported yet; give kernel =");
 	} else {
@@ -448,9 +454,11 @@ char *vmdef_format(const struct vm_definition *d)
 		fprintf(f, "uuid = %s\n", d->uuid);
 	fprintf(f, "memory = %llu\ncpus = %u\nkernel = %s\n", (unsigned long long)d->memory_bytes, d->cpus,
 		d->kernel);
-	/* older programs do not know it */
+	/* older programs know neither */
 	if (d->priority)
 		fprintf(f, "priority = %u\n", d->priority);
+	if (d->balloon)
+		fprintf(f, "balloon = %s\n", d->balloon == VM_BALLOON_YES ? "yes" : "no");
 	if (*d->initrd)
 		fprintf(f, "initrd = %s\n", d->initrd);
 	if (*d->cmdline)
@@ -485,6 +493,11 @@ char *vmdef_format(const struct vm_definition *d)
 		return NULL;
 	}
 	return text;
+}
+
+void vmdef_set_balloon(struct vm_definition *d, bool yes)
+{
+	d->balloon = yes ? VM_BALLOON_YES : VM_BALLOON_UNSAID;
 }
 
 bool vmdef_bridge_allowed(const char *list, const char *bridge)

@@ -35,6 +35,10 @@ struct vm_net_def {
 	bool has_mac;
 };
 
+/* Whether the guest has a device to give memory back by. What says nothing means no, as in definitions of
+ * before there was one, and older programs do not know the key; but `snvm create` takes it for yes. */
+enum vm_balloon { VM_BALLOON_UNSAID, VM_BALLOON_NO, VM_BALLOON_YES };
+
 /* The INI of DESIGN.md "Files people write". Names are [A-Za-z0-9][A-Za-z0-9_.-]*, and not a subcommand of
  * snmigrate. */
 struct vm_definition {
@@ -42,6 +46,7 @@ struct vm_definition {
 	char uuid[VM_UUID_CHARS + 1]; /* [vm] uuid =, generated at create when absent */
 	uint64_t memory_bytes;
 	unsigned cpus;
+	enum vm_balloon balloon;
 	unsigned priority; /* of an evacuation: the higher, the earlier; 0 when not given */
 	char kernel[4096], initrd[4096], cmdline[2048];
 	char serial[4096]; /* socket | file:PATH | stdio */
@@ -62,6 +67,8 @@ int vmdef_parse(const char *text, size_t len, const char *origin, struct vm_defi
 char *vmdef_format(const struct vm_definition *def);
 /* "host" and the like, as after `cpu =`; -EINVAL with a sentence. */
 int vmdef_set_cpu(struct vm_definition *def, const char *value, struct error *err);
+/* No is left unsaid, so that hosts with an older program take the VM. */
+void vmdef_set_balloon(struct vm_definition *def, bool yes);
 /* Of `baseline:FILE`, reads the file (relative: below base_dir) into the definition. */
 int vmdef_read_baseline(struct vm_definition *def, const char *base_dir, struct error *err);
 /* What the guest may see and what its host must have, by `cpu =`. False: all that the host has. */

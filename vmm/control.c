@@ -139,6 +139,8 @@ static void do_request(struct client *c, json_t *q)
 		rc = vm_user_pause(vm, &err);
 	} else if (!strcmp(cmd, "resume")) {
 		rc = vm_user_resume(vm, &err);
+	} else if (!strcmp(cmd, "balloon")) {
+		rc = vm_user_balloon(vm, q, &err);
 	} else if (!strcmp(cmd, "power-button")) {
 		enum vm_state state = vm_get_state(vm);
 		rc = state == VM_RUNNING || state == VM_PAUSED

@@ -32,6 +32,7 @@
 #define SLOT_DISK		1
 #define SLOT_NET		17
 #define SLOT_RNG		25
+#define SLOT_BALLOON		26
 
 int machine_add_device(struct machine *m, const struct device_ops *ops, void *dev, struct error *err)
 {
@@ -505,6 +506,8 @@ static int create_devices(struct machine *m, struct error *err)
 		ret = create_net(m, i, err);
 	if (!ret)
 		ret = virtio_rng_create(m, SLOT_RNG, err);
+	if (!ret && cfg->balloon)
+		ret = virtio_balloon_create(m, SLOT_BALLOON, &m->balloon, err);
 	return ret;
 }
 

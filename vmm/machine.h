@@ -49,6 +49,7 @@ struct machine_config {
 	unsigned ndisks;
 	struct machine_net nets[MACHINE_NETS_MAX];
 	unsigned nnets;
+	bool balloon;
 	const char *serial; /* "socket" (run_dir/console.sock), "file:PATH", "stdio" */
 	const char *run_dir;
 	/* of a machine that begins here: what the guest may see, and what this host must have; NULL: all */
@@ -98,6 +99,17 @@ unsigned machine_slowed(struct machine *m, unsigned *vcpus);
 /* What stopping, draining, saving and loading took when they were done last; before the first time, what is
  * like it or 0. lead_us is left alone. */
 void machine_pause_costs(struct machine *m, struct mem_pause_costs *out);
+
+/* What a guest with a balloon is to keep of its memory, and what its driver says that it keeps. */
+struct machine_balloon {
+	uint64_t target_bytes, actual_bytes;
+	bool driver; /* it has one at work */
+};
+/* False: the machine has no balloon. Never waits. */
+bool machine_balloon(struct machine *m, struct machine_balloon *out);
+/* Asks the guest to keep so much and no more. -ENOTSUP without a balloon, -EINVAL above what it has. Waits
+ * for the device, which may wait for a page that is missing. */
+int machine_balloon_set(struct machine *m, uint64_t bytes, struct error *err);
 
 /* ACPI power button. -ENOTSUP if the guest never enabled it cannot be known: returns 0. */
 int machine_power_button(struct machine *m);

@@ -87,7 +87,8 @@ struct machine {
 	struct serial *serial;
 	struct console *console;
 	struct power *power_device;
-	struct kvm_cpuid2 *cpuid; /* the table as described; per-vCPU leaves are patched in cpuid_set */
+	struct virtio_balloon *balloon; /* NULL: none */
+	struct kvm_cpuid2 *cpuid;	/* the table as described; per-vCPU leaves are patched in cpuid_set */
 	uint32_t tsc_khz;
 	uint32_t guest_tsc_khz; /* as set or found at creation; 0 unknown */
 	uint32_t msr_list[MACHINE_MSRS_MAX];

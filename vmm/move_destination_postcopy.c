@@ -16,6 +16,7 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "host/exit.h"
+#include "vmm/memory.h"
 #include "vmm/move_destination.h"
 
 #define LOOK_EVERY_MS 500
@@ -91,6 +92,12 @@ int arrival_postcopy_add(struct arrival *a, unsigned channel, struct conn *conn,
 	return 0;
 }
 
+/* The guest runs and gives memory back while some of it is missing. */
+static void pages_given_back(void *dest, uint64_t first_page, uint64_t npages)
+{
+	mem_postcopy_dest_forget(dest, first_page, npages);
+}
+
 int arrival_postcopy_begin(struct arrival *a, struct error *err)
 {
 	uint64_t *missing = mem_receiver_take_later(a->receiver);
@@ -105,6 +112,8 @@ int arrival_postcopy_begin(struct arrival *a, struct error *err)
 			memcpy(a->later, missing, BITMAP_WORDS(npages) * sizeof *missing);
 	}
 	int rc = mem_postcopy_dest_begin(d, missing, err);
+	if (!rc)
+		guest_memory_on_discard(machine_memory(a->vm->machine), pages_given_back, d);
 	/* The link may have failed just now: then nobody is to wait. */
 	pthread_mutex_lock(&a->lock);
 	bool give_up = a->memory_void;
@@ -204,6 +213,8 @@ void arrival_postcopy_free(struct arrival *a)
 	pthread_mutex_lock(&a->lock);
 	struct mem_postcopy_dest *d = steal_ptr(a->postcopy);
 	pthread_mutex_unlock(&a->lock);
+	if (d)
+		guest_memory_on_discard(machine_memory(a->vm->machine), NULL, NULL);
 	mem_postcopy_dest_free(d);
 	if (a->faults_fd >= 0)
 		close(steal_fd(&a->faults_fd));

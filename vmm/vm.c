@@ -12,8 +12,12 @@
 #include "base/cond.h"
 #include "base/log.h"
 #include "host/jsonl.h"
+#include "vmm/memory.h"
 #include "vmm/move.h"
 #include "vmm/tap.h"
+
+/* Less is no running guest's. */
+#define BALLOON_LEAST_BYTES (2u << 20)
 
 int vm_init(struct vm *vm, const struct host_config *cfg)
 {
@@ -133,6 +137,7 @@ int vm_create_machine(struct vm *vm, json_t *cpu, struct error *err)
 		.ndisks = vm->def.ndisks,
 		.serial = vm->def.serial[0] ? vm->def.serial : "socket",
 		.run_dir = vm->dir,
+		.balloon = vm->def.balloon == VM_BALLOON_YES,
 		.cpu = cpu,
 		.event = machine_event_cb,
 		.opaque = vm,
@@ -280,7 +285,8 @@ int vm_user_pause(struct vm *vm, struct error *err)
 	if (move_is_deciding(vm))
 		return error_set(err, EBUSY, "VM %s is being handed over", vm->def.name);
 	if (move_destination_is_paging(vm)) /* a vCPU that waits for a page does not stop */
-		return error_set(err, EBUSY, "VM %s has just moved here, and its last memory is on the way still",
+		return error_set(err, EBUSY,
+				 "VM %s has just moved here, and its last memory is on the way still",
 				 vm->def.name);
 	int rc = machine_pause(vm->machine, err);
 	if (!rc)
@@ -307,6 +313,47 @@ int vm_user_resume(struct vm *vm, struct error *err)
 	return rc;
 }
 
+int vm_user_balloon(struct vm *vm, json_t *request, struct error *err)
+{
+	json_t *bytes = json_object_get(request, "bytes");
+	SCOPE_LOCK(&vm->run_lock);
+	enum vm_state state = vm_get_state(vm);
+	if (!json_is_integer(bytes) || json_integer_value(bytes) < BALLOON_LEAST_BYTES)
+		return error_set(err, EINVAL, "balloon: a guest has to keep %u MiB at the least",
+				 BALLOON_LEAST_BYTES >> 20);
+	if (state != VM_RUNNING && state != VM_PAUSED)
+		return error_set(err, EBUSY, "VM %s is %s", vm->def.name, vm_state_name(state));
+	/* from here on the device is as it was saved */
+	if (move_is_deciding(vm))
+		return error_set(err, EBUSY, "VM %s is being handed over", vm->def.name);
+	if (move_destination_is_paging(vm)) /* the device may be waiting for a page */
+		return error_set(err, EBUSY,
+				 "VM %s has just moved here, and its last memory is on the way still",
+				 vm->def.name);
+	int rc = machine_balloon_set(vm->machine, (uint64_t)json_integer_value(bytes), err);
+	return rc == -ENOTSUP
+		       ? error_set(err, ENOTSUP, "VM %s has no balloon: stop it, and snvm set %s balloon=yes",
+				   vm->def.name, vm->def.name)
+		       : rc;
+}
+
+/* What the host gives, and what became of the balloon; null where there is none. */
+static void describe_memory(struct vm *vm, json_t *o)
+{
+	struct machine_balloon b;
+	json_t *balloon = json_null();
+	enum vm_state state = vm_get_state(vm);
+	if (state != VM_RUNNING && state != VM_PAUSED) /* there may be no machine */
+		return;
+	if (machine_balloon(vm->machine, &b))
+		balloon = json_pack("{s:I, s:I, s:b}", "target_bytes", (json_int_t)b.target_bytes,
+				    "actual_bytes", (json_int_t)b.actual_bytes, "driver", b.driver);
+	json_object_set_new(o, "balloon", balloon);
+	json_object_set_new(
+		o, "resident_bytes",
+		json_integer((json_int_t)guest_memory_resident_bytes(machine_memory(vm->machine))));
+}
+
 json_t *vm_info(struct vm *vm)
 {
 	json_t *disks = json_array();
@@ -316,11 +363,16 @@ json_t *vm_info(struct vm *vm)
 			json_pack("{s:s, s:s, s:s, s:I}", "id", vm->def.disks[i].id, "path",
 				  vm->def.disks[i].path, "format", vm->def.disks[i].format, "virtual_bytes",
 				  (json_int_t)(vm->disks[i].local ? vm->disks[i].local->size_bytes : 0)));
-	json_t *migrating = move_describe(vm);
+	json_t *migrating = move_describe(vm), *memory = json_object();
+	describe_memory(vm, memory);
 	SCOPE_LOCK(&vm->lock);
-	return json_pack("{s:b, s:s, s:s, s:s, s:o, s:o, s:o, s:I, s:i, s:o, s:i}", "ok", 1, "uuid",
-			 vm->def.uuid, "name", vm->def.name, "state", vm_state_name(vm->state),
-			 "state_reason", jsonl_text(vm->state_reason), "migrating", migrating, "arriving",
-			 move_arrival_describe(vm), "memory_bytes", (json_int_t)vm->def.memory_bytes, "cpus",
-			 (int)vm->def.cpus, "disks", disks, "pid", (int)getpid());
+	json_t *o =
+		json_pack("{s:b, s:s, s:s, s:s, s:o, s:o, s:o, s:I, s:i, s:o, s:i}", "ok", 1, "uuid",
+			  vm->def.uuid, "name", vm->def.name, "state", vm_state_name(vm->state),
+			  "state_reason", jsonl_text(vm->state_reason), "migrating", migrating, "arriving",
+			  move_arrival_describe(vm), "memory_bytes", (json_int_t)vm->def.memory_bytes, "cpus",
+			  (int)vm->def.cpus, "disks", disks, "pid", (int)getpid());
+	json_object_update(o, memory);
+	json_decref(memory);
+	return o;
 }

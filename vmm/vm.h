@@ -99,6 +99,8 @@ void vm_request_quit(struct vm *vm, int exit_status);
 /* Commands of people; refused while a move decides (-EBUSY). */
 int vm_user_pause(struct vm *vm, struct error *err);
 int vm_user_resume(struct vm *vm, struct error *err);
+/* What the guest is to keep of its memory (vmm/machine.h). */
+int vm_user_balloon(struct vm *vm, json_t *request, struct error *err);
 json_t *vm_info(struct vm *vm);
 
 #endif

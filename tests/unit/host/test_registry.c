@@ -115,6 +115,18 @@ static bool empty(const char *rel)
 	return n == 2;
 }
 
+/* What says nothing gets a balloon; a no is not written, as older programs do not know the key. */
+START_TEST(create_gives_a_balloon)
+{
+	static const char *const said[] = {"", "balloon = yes\n", "balloon = no\n"};
+	struct vm_definition def;
+	ck_assert_msg(create(said[_i], NULL) == 0, "%s", err.message);
+	CLEANUP_FD int fd = open_vm();
+	ck_assert_int_eq(registry_load_definition(fd, "vm1", &def, &err), 0);
+	ck_assert_int_eq(def.balloon, _i < 2 ? VM_BALLOON_YES : VM_BALLOON_UNSAID);
+}
+END_TEST
+
 START_TEST(create_copies_and_owns)
 {
 	put("image", "IMAGE");
@@ -423,6 +435,7 @@ int main(void)
 	Suite *s = suite_create("registry");
 	TCase *tc = tcase_create("registry");
 	tcase_add_checked_fixture(tc, setup, teardown);
+	tcase_add_loop_test(tc, create_gives_a_balloon, 0, 3);
 	tcase_add_test(tc, create_copies_and_owns);
 	tcase_add_loop_test(tc, create_refusals_leave_nothing, 0, ARRAY_SIZE(refusals));
 	tcase_add_test(tc, create_refuses_an_import_of_no_disk);

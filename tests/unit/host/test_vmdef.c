@@ -23,7 +23,8 @@ static int parse(const char *text)
 START_TEST(whole_definition)
 {
 	ck_assert_msg(parse(HEAD UUID
-			    "cpus = 2\npriority = 7\ninitrd = /boot/initrd.img\ncmdline = console=ttyS0 "
+			    "cpus = 2\npriority = 7\nballoon = yes\ninitrd = /boot/initrd.img\ncmdline = "
+			    "console=ttyS0 "
 			    "root=/dev/vda1 "
 			    "a=\"b;c\"\n"
 			    "serial = file:/var/log/vm1\n[disk root]\npath = root.qcow2\nformat = qcow2\n"
@@ -35,6 +36,7 @@ START_TEST(whole_definition)
 	ck_assert_uint_eq(def.memory_bytes, UINT64_C(2) << 30);
 	ck_assert_uint_eq(def.cpus, 2);
 	ck_assert_uint_eq(def.priority, 7);
+	ck_assert_int_eq(def.balloon, VM_BALLOON_YES);
 	ck_assert_str_eq(def.cmdline, "console=ttyS0 root=/dev/vda1 a=\"b;c\"");
 	ck_assert_str_eq(def.serial, "file:/var/log/vm1");
 	ck_assert_uint_eq(def.ndisks, 2);
@@ -63,8 +65,10 @@ START_TEST(defaults)
 	ck_assert_int_eq(parse(HEAD), 0);
 	ck_assert_uint_eq(def.cpus, 1);
 	ck_assert_uint_eq(def.priority, 0);
+	ck_assert_int_eq(def.balloon, VM_BALLOON_UNSAID);
 	CLEANUP_FREE char *text = vmdef_format(&def);
 	ck_assert_ptr_null(strstr(text, "priority"));
+	ck_assert_ptr_null(strstr(text, "balloon"));
 	ck_assert_str_eq(def.serial, "socket");
 	ck_assert_str_eq(def.uuid, "");
 	ck_assert_uint_eq(def.ndisks, 0);
@@ -100,6 +104,8 @@ static const struct {
 	{"[vm]\nmemory = much\n", "not a size"},
 	{"[vm]\ncpus = 65\n", "not a number from 1 to 64"},
 	{"[vm]\ncpus = 0\n", "not a number from 1 to 64"},
+	{"[vm]\nballoon = perhaps\n", "neither yes nor no"},
+	{"[vm]\nballoon = no\nballoon = no\n", "vm.ini:3: balloon: given twice"},
 	{"[vm]\npriority = 1001\n", "not a number from 0 to 1000"},
 	{"[vm]\nserial = file:relative\n", "none of socket"},
 	{"[vm]\nfirmware = CLOUDHV.fd\n", "vm.ini:2: firmware: not supported yet"},

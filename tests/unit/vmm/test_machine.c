@@ -580,6 +580,47 @@ START_TEST(bad_kernels_are_refused_by_name)
 }
 END_TEST
 
+static struct machine *balloon_twin(struct machine *m, bool balloon)
+{
+	struct machine_config cfg = config(1);
+	struct error err = ERROR_INIT;
+	json_t *cpu = machine_cpu_describe(m, &err);
+	cfg.cpu = cpu;
+	cfg.balloon = balloon;
+	struct machine *n = create(&cfg);
+	json_decref(cpu);
+	return n;
+}
+
+/* Target and device go along; a machine without one does not take the state of one that has it. */
+START_TEST(a_balloon_goes_along)
+{
+	struct machine_config cfg = config(1);
+	struct machine_balloon b;
+	struct error err = ERROR_INIT;
+	cfg.balloon = true;
+	struct machine *m = create(&cfg), *with = balloon_twin(m, true), *without = balloon_twin(m, false);
+	ck_assert(machine_balloon(m, &b));
+	ck_assert(b.target_bytes == MEMORY_BYTES && b.actual_bytes == MEMORY_BYTES && !b.driver);
+	ck_assert_int_eq(machine_balloon_set(m, MEMORY_BYTES + 1, &err), -EINVAL);
+	ck_assert_int_eq(machine_balloon_set(m, MEMORY_BYTES / 2, &err), 0);
+	ck_assert(!machine_balloon(without, &b));
+	ck_assert_int_eq(machine_balloon_set(without, MEMORY_BYTES / 2, &err), -ENOTSUP);
+	const uint8_t *buf;
+	size_t len;
+	struct state_writer *w = save(m, &buf, &len);
+	ck_assert_int_lt(machine_load(without, buf, len, &err), 0);
+	ck_assert_ptr_nonnull(strstr(err.message, "section virtio-balloon"));
+	ck_assert_msg(machine_load(with, buf, len, &err) == 0, "%s", err.message);
+	ck_assert(machine_balloon(with, &b));
+	ck_assert_uint_eq(b.target_bytes, MEMORY_BYTES / 2);
+	state_writer_free(w);
+	machine_destroy(m);
+	machine_destroy(with);
+	machine_destroy(without);
+}
+END_TEST
+
 START_TEST(bad_configurations_are_refused)
 {
 	struct machine *m;
@@ -703,6 +744,7 @@ int main(void)
 	tcase_add_test(t, a_held_reset_waits_too);
 	tcase_add_test(t, a_triple_fault_is_a_crash);
 	tcase_add_test(t, bad_kernels_are_refused_by_name);
+	tcase_add_test(t, a_balloon_goes_along);
 	tcase_add_test(t, bad_configurations_are_refused);
 	tcase_add_test(t, cpu_of_this_host_runs_here);
 	tcase_add_test(t, cpu_that_cannot_run_here_is_named);

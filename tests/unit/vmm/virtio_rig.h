@@ -29,6 +29,7 @@
 #define RIG_QUEUE_SIZE	 64u
 #define RIG_WAIT_MS	 10000u
 #define RIG_SLOT	 3
+#define RIG_QUEUES	 5u
 
 /* ---- interrupts ---- */
 
@@ -160,7 +161,7 @@ struct rig {
 	uint32_t notify_multiplier;
 	unsigned cfg_cap;
 	uint64_t features;
-	struct rig_queue q[4];
+	struct rig_queue q[RIG_QUEUES];
 	uint64_t next_buffer;
 };
 
@@ -241,7 +242,7 @@ static inline void rig_probe(struct rig *r)
 	}
 	ck_assert(r->common && r->notify && r->isr && r->notify_multiplier && r->cfg_cap);
 	/* MSI-X on; vector i carries data i */
-	for (unsigned i = 0; i < 4; i++) {
+	for (unsigned i = 0; i < RIG_QUEUES + 1; i++) {
 		rig_write(r, r->msix_bar + 16 * i, 0xfee00000, 4);
 		rig_write(r, r->msix_bar + 16 * i + 8, i, 4);
 		rig_write(r, r->msix_bar + 16 * i + 12, 0, 4);
@@ -259,7 +260,7 @@ static inline void rig_init(struct rig *r)
 	memset(rig_raised, 0, sizeof rig_raised);
 	ck_assert_msg(guest_memory_create(RIG_MEMORY_BYTES, &r->mem, &err) == 0, "%s", err.message);
 	r->m = rig_machine(&r->mem);
-	for (unsigned i = 0; i < 4; i++) {
+	for (unsigned i = 0; i < RIG_QUEUES; i++) {
 		r->q[i].desc = 0x100000 + i * 0x10000;
 		r->q[i].avail = r->q[i].desc + 0x2000;
 		r->q[i].used = r->q[i].desc + 0x4000;
