@@ -19,10 +19,10 @@ static void cleanup_json(json_t **o)
 
 static bool is_for_others(const char *cmd)
 {
-	static const char *const commands[] = {"list",	       "info",		 "start",      "stop",
-					       "pause",	       "resume",	 "delete",     "cancel",
-					       "tune",	       "status",	 "peer-list",  "dirty-rate",
-					       "partial-list", "partial-delete", "maintenance"};
+	static const char *const commands[] = {"list",	       "info",		 "start",	"stop",
+					       "pause",	       "resume",	 "delete",	"cancel",
+					       "tune",	       "status",	 "peer-list",	"dirty-rate",
+					       "partial-list", "partial-delete", "maintenance", "balloon"};
 	for (size_t i = 0; cmd && i < ARRAY_SIZE(commands); i++)
 		if (!strcmp(cmd, commands[i]))
 			return true;

@@ -575,6 +575,7 @@ static const struct {
 		{"watch", command_watch},
 		{"resolve", command_resolve},
 		{"set", command_set},
+		{"balloon", command_balloon},
 		{"baseline", command_baseline},
 		{"check", command_check},
 		{"evacuate", command_evacuate},

@@ -15,6 +15,7 @@
 #include "host/daemon.h"
 #include "host/exit.h"
 #include "host/fsutil.h"
+#include "host/ini.h"
 #include "host/registry.h"
 
 #define CPU_TEXT_MAX (256u << 10)
@@ -128,25 +129,37 @@ int command_baseline(struct command_context *c, struct error *err)
 
 /* ---- set ---- */
 
+static int set_cpu(struct vm_definition *def, const char *value, const char *base, struct error *err)
+{
+	int rc = vmdef_set_cpu(def, value, err);
+	/* what it stands for is in the file */
+	if (!rc && !strcmp(def->cpu, "baseline"))
+		rc = error_set(err, EINVAL, "cpu: which baseline? baseline:FILE");
+	return rc ? rc : vmdef_read_baseline(def, base, err);
+}
+
 static int change(struct daemon *d, struct vm_ref *vm, json_t *request, struct error *err)
 {
 	const char *key = json_string_value(json_object_get(request, "key"));
 	const char *value = json_string_value(json_object_get(request, "value"));
 	const char *base = json_string_value(json_object_get(request, "base_dir"));
+	const struct ini_entry entry = {.key = key, .value = value};
 	CLEANUP_FREE struct vm_definition *def = malloc(sizeof *def);
 	CLEANUP_FD int dirfd = fs_open_dir(vm->dir, err);
+	bool balloon = false;
 	if (!def || dirfd < 0)
 		return def ? err->code : error_errno(err, ENOMEM, "set");
-	if (strcmp(key, "cpu"))
-		return error_set(err, EINVAL, "'%.64s' is nothing that can be set: cpu is", key);
 	int rc = registry_load_definition(dirfd, vm->rec.name, def, err);
-	if (!rc)
-		rc = vmdef_set_cpu(def, value, err);
-	/* what it stands for is in the file */
-	if (!rc && !strcmp(def->cpu, "baseline"))
-		rc = error_set(err, EINVAL, "cpu: which baseline? baseline:FILE");
-	if (!rc)
-		rc = vmdef_read_baseline(def, base, err);
+	if (rc)
+		return rc;
+	if (!strcmp(key, "cpu"))
+		rc = set_cpu(def, value, base, err);
+	else if (!strcmp(key, "balloon"))
+		rc = ini_get_bool(&entry, &balloon, err);
+	else
+		rc = error_set(err, EINVAL, "'%.64s' is nothing that can be set: cpu and balloon are", key);
+	if (!rc && !strcmp(key, "balloon"))
+		vmdef_set_balloon(def, balloon);
 	return rc ? rc : registry_store_definition(dirfd, def, err);
 }
 

@@ -153,6 +153,7 @@ int command_dirty_rate(struct command_context *c, struct error *err);
 /* host/commands_cpu.c */
 int command_baseline(struct command_context *c, struct error *err);
 int command_set(struct command_context *c, struct error *err);
+int command_balloon(struct command_context *c, struct error *err);
 /* host/commands_check.c */
 int command_check(struct command_context *c, struct error *err);
 /* What takes a second or two each: the guest's dirty rate; the other host's disk and the link to it. */

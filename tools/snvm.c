@@ -18,7 +18,7 @@ static const struct {
 } subcommands[] = {{"create", snvm_create}, {"start", snvm_start},     {"stop", snvm_stop},
 		   {"pause", snvm_pause},   {"resume", snvm_resume},   {"list", snvm_list},
 		   {"info", snvm_info},	    {"console", snvm_console}, {"delete", snvm_delete},
-		   {"set", snvm_set}};
+		   {"set", snvm_set},	    {"balloon", snvm_balloon}};
 
 static void usage(FILE *out)
 {
@@ -33,8 +33,10 @@ static void usage(FILE *out)
 	      "  list [--json]                         the VMs of this host\n"
 	      "  info VM [--json]                      one VM in detail\n"
 	      "  console VM                            its serial console; ^] leaves\n"
-	      "  set VM cpu=CPU                        of a stopped VM: host, x86-64-v2, x86-64-v3 or "
-	      "baseline:FILE\n"
+	      "  balloon VM SIZE                       ask its guest to keep so much of its memory and give "
+	      "the rest back\n"
+	      "  set VM cpu=CPU | balloon=yes|no       of a stopped VM: host, x86-64-v2, x86-64-v3 or "
+	      "baseline:FILE; can it give memory back?\n"
 	      "  delete VM                             delete a stopped VM and its files\n"
 	      "\n"
 	      "--on HOST: at that host, which must let this one administer it; not create and console.\n"

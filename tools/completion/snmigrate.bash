@@ -38,10 +38,11 @@ _snvm() {
 		return
 	fi
 	case ${#words[@]}:${words[0]-} in
-	0:*) mapfile -t COMPREPLY < <(compgen -W "create start stop pause resume list info console set delete" -- "$cur") ;;
+	0:*) mapfile -t COMPREPLY < <(compgen -W "create start stop pause resume list info console balloon set delete" -- "$cur") ;;
 	*:create) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
 	1:list) ;;
-	2:set) mapfile -t COMPREPLY < <(compgen -W "cpu=host cpu=x86-64-v2 cpu=x86-64-v3 cpu=baseline:" -- "$cur") ;;
+	2:set) mapfile -t COMPREPLY < <(compgen -W "cpu=host cpu=x86-64-v2 cpu=x86-64-v3 cpu=baseline: balloon=yes balloon=no" -- "$cur") ;;
+	2:balloon) COMPREPLY=() ;;
 	1:*) mapfile -t COMPREPLY < <(compgen -W "$(_snmigrate_vms)" -- "$cur") ;;
 	esac
 }

@@ -8,6 +8,7 @@
 
 #include "host/client.h"
 #include "host/exit.h"
+#include "host/ini.h"
 #include "tools/libsnvm/snvm.h"
 
 #define CALL_TIMEOUT_MS	     30000
@@ -137,6 +138,22 @@ int snvm_stop(const struct snvm *s, int argc, char **argv)
 		return stop_all(s, force, seconds);
 	const char *name = snvm_one_name(argc, argv, optind);
 	return name ? stop_one(s, name, force, seconds) : EXIT_USAGE;
+}
+
+int snvm_balloon(const struct snvm *s, int argc, char **argv)
+{
+	static const struct option none[] = {{0}};
+	uint64_t bytes;
+	if (getopt_long(argc, argv, "", none, NULL) != -1)
+		return client_option_error("snvm", argv);
+	if (argc - optind != 2)
+		return snvm_usage_error("balloon takes a VM and a size");
+	if (size_parse(argv[optind + 1], &bytes) || bytes > INT64_MAX)
+		return snvm_usage_error("balloon: '%s' is no size, like 512M", argv[optind + 1]);
+	return client_request("snvm", s->control,
+			      json_pack("{s:s, s:s, s:I}", "cmd", "balloon", "vm", argv[optind], "bytes",
+					(json_int_t)bytes),
+			      NULL, CALL_TIMEOUT_MS);
 }
 
 int snvm_set(const struct snvm *s, int argc, char **argv)

@@ -67,6 +67,24 @@ int snvm_list(const struct snvm *s, int argc, char **argv)
 	return 0;
 }
 
+static long long mib(const json_t *o, const char *key)
+{
+	return (long long)json_integer_value(json_object_get(o, key)) >> 20;
+}
+
+static void print_memory(const json_t *vm)
+{
+	const json_t *b = json_object_get(vm, "balloon");
+	printf("memory  %lld MiB", mib(vm, "memory_bytes"));
+	if (json_object_get(vm, "resident_bytes"))
+		printf(", of which the host holds %lld", mib(vm, "resident_bytes"));
+	putchar('\n');
+	if (json_is_object(b))
+		printf("balloon the guest keeps %lld MiB, asked for %lld%s\n", mib(b, "actual_bytes"),
+		       mib(b, "target_bytes"),
+		       json_is_true(json_object_get(b, "driver")) ? "" : "; it has no driver at work");
+}
+
 static void print_info(const json_t *vm)
 {
 	json_t *disk, *migrating = json_object_get(vm, "migrating");
@@ -78,9 +96,9 @@ static void print_info(const json_t *vm)
 		printf("moving  to %s, %.0f %%, for %lld s\n", text(migrating, "destination"),
 		       json_number_value(json_object_get(migrating, "percent")),
 		       (long long)json_integer_value(json_object_get(migrating, "elapsed_ms")) / 1000);
-	printf("memory  %lld MiB\ncpus    %lld\nfolder  %s\n",
-	       (long long)json_integer_value(json_object_get(vm, "memory_bytes")) >> 20,
-	       (long long)json_integer_value(json_object_get(vm, "cpus")), text(vm, "folder"));
+	print_memory(vm);
+	printf("cpus    %lld\nfolder  %s\n", (long long)json_integer_value(json_object_get(vm, "cpus")),
+	       text(vm, "folder"));
 	json_array_foreach(json_object_get(vm, "disks"), i, disk)
 		printf("disk    %s: %s, %s\n", text(disk, "id"), text(disk, "format"), text(disk, "path"));
 	printf("owner   record %s, epoch %lld%s%s\n", text(vm, "record"),

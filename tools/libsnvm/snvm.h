@@ -18,6 +18,7 @@ int snvm_pause(const struct snvm *s, int argc, char **argv);
 int snvm_resume(const struct snvm *s, int argc, char **argv);
 int snvm_delete(const struct snvm *s, int argc, char **argv);
 int snvm_set(const struct snvm *s, int argc, char **argv);
+int snvm_balloon(const struct snvm *s, int argc, char **argv);
 int snvm_console(const struct snvm *s, int argc, char **argv);
 
 /* "snvm: message" and exit status 2. */
