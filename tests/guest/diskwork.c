@@ -149,7 +149,7 @@ void disk_init(void)
 		con_printf("disk %u device=%u sectors=%lu span=%u block=%u features=0x%lx queue=%u depth=%u "
 			   "discard_align=%u\n",
 			   ndisks, d->v.slot_on_bus, d->v.sectors, d->span, d->v.block_sectors, d->v.features,
-			   d->v.queue_size, d->depth, d->v.discard_align_sectors);
+			   d->v.queue.size, d->depth, d->v.discard_align_sectors);
 		if (d->span < 4 * SELFDESC_RECORD_SECTORS || !d->depth || !d->max_n) {
 			con_printf("BAD disk %u is too small to use\n", ndisks);
 			continue;

@@ -131,10 +131,21 @@ void mem_init(void);
 void mem_step(void);
 bool mem_touched(void);
 bool mem_verify_step(void); /* true when every page has been checked */
+/* A page as its number and generation make it; false, and said so, if it is not. */
+void mem_write_page(uint64_t *page, uint64_t number, uint64_t generation);
+bool mem_check_page(const uint64_t *page, uint64_t number, uint64_t generation);
 struct mem_stats {
 	uint64_t rewritten, scanned, touched, ws_pages, zero_pages, cold_pages;
 };
 extern struct mem_stats mem_stats;
+
+/* spare.c */
+void spare_init(void); /* before mem_init */
+void spare_step(void);
+bool spare_touched(void);
+bool spare_verify_step(void);
+void spare_command(int c); /* a byte typed */
+void spare_print(void);
 
 /* diskwork.c */
 void disk_init(void);

@@ -12,7 +12,7 @@ GUEST_CFLAGS := -std=gnu17 -O2 -g -ffreestanding -fno-builtin -nostdlib -fno-pic
 	-m64 -march=x86-64 -mno-mmx -ffixed-xmm15 -fno-stack-protector -fcf-protection=none \
 	-fno-asynchronous-unwind-tables -fno-unwind-tables -fno-tree-loop-distribute-patterns -ftree-vectorize \
 	-fno-omit-frame-pointer -Wall -Wextra -Wshadow -Wmissing-prototypes -Wstrict-prototypes -Wvla -Wundef -Werror
-GUEST_SOURCES := console.c diskwork.c main.c memwork.c pci.c platform.c virtio_blk.c
+GUEST_SOURCES := console.c diskwork.c main.c memwork.c pci.c platform.c spare.c virtio.c virtio_blk.c
 GUEST_OBJECTS := $(GUEST_SOURCES:%.c=$(B)/guest/%.o) $(B)/guest/entry.o
 
 TEST_HELPERS += $(B)/guest/native.elf $(B)/tests/guest/check_disk

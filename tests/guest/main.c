@@ -208,8 +208,9 @@ static void main_loop(void)
 		switch (phase) {
 		case RUNNING:
 			mem_step();
+			spare_step();
 			disk_step();
-			if (!touched_said && mem_touched()) {
+			if (!touched_said && mem_touched() && spare_touched()) {
 				con_printf("touched t=%lu pages=%lu\n", to_us(last_tsc - start_tsc) / 1000,
 					   mem_stats.touched);
 				touched_said = true;
@@ -226,7 +227,7 @@ static void main_loop(void)
 				phase = VERIFYING;
 			break;
 		case VERIFYING:
-			if (mem_verify_step()) {
+			if (mem_verify_step() && spare_verify_step()) {
 				uint64_t bad = 0;
 
 				for (unsigned i = 0; i < BAD_KINDS; i++)
@@ -243,12 +244,16 @@ static void main_loop(void)
 			break;
 		}
 		if (last_tsc >= next_hb) {
+			spare_print();
 			print_counters("hb");
 			next_hb = last_tsc + hb;
 		}
 		if (phase == RUNNING && last_tsc >= next_input) {
 			next_input = last_tsc + INPUT_POLL_MS * tsc_khz;
-			if (con_input() == 'q') {
+			int c = con_input();
+
+			spare_command(c);
+			if (c == 'q') {
 				con_printf("finishing why=console\n");
 				phase = DRAINING;
 			}
@@ -271,6 +276,7 @@ void guest_main(const struct start_info *info)
 	if (option_string("poweroff") && !*option_string("poweroff"))
 		con_printf("BAD option poweroff is empty\n");
 	disk_init();
+	spare_init();
 	mem_init();
 	con_printf("memory ws_pages=%lu cold_pages=%lu zero_pages=%lu\n", mem_stats.ws_pages,
 		   mem_stats.cold_pages, mem_stats.zero_pages);

@@ -76,7 +76,7 @@ static bool generation_is_zero(uint64_t number, uint64_t generation)
 	return zero_every && generation > 1 && selfdesc_mix(number * 0x10001 + generation) % zero_every == 0;
 }
 
-static void write_page(uint64_t *page, uint64_t number, uint64_t generation)
+void mem_write_page(uint64_t *page, uint64_t number, uint64_t generation)
 {
 	if (generation_is_zero(number, generation)) {
 		uint64_t n = SELFDESC_PAGE_WORDS;
@@ -126,11 +126,16 @@ static bool check_page(const uint64_t *page, uint64_t number, uint64_t generatio
 	return false;
 }
 
+bool mem_check_page(const uint64_t *page, uint64_t number, uint64_t generation)
+{
+	return check_page(page, number, generation, generation_is_zero(number, generation));
+}
+
 static bool check_ws_page(uint64_t number)
 {
 	uint32_t g = generations[number];
 
-	return !g || check_page(ram_page(number), number, g, generation_is_zero(number, g));
+	return !g || mem_check_page(ram_page(number), number, g);
 }
 
 static void rewrite_one(void)
@@ -139,7 +144,7 @@ static void rewrite_one(void)
 
 	walk = (walk + stride) % mem_stats.ws_pages;
 	check_ws_page(number);
-	write_page(ram_page(number), number, ++generations[number]);
+	mem_write_page(ram_page(number), number, ++generations[number]);
 	mem_stats.rewritten++;
 }
 
@@ -179,7 +184,7 @@ bool mem_touched(void)
 static void touch_one(uint64_t index)
 {
 	if (index < mem_stats.ws_pages)
-		write_page(ram_page(index), index, ++generations[index]);
+		mem_write_page(ram_page(index), index, ++generations[index]);
 	else
 		fill_rest(index - mem_stats.ws_pages);
 }

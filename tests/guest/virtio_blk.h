@@ -4,6 +4,7 @@
 #define TESTS_GUEST_VIRTIO_BLK_H
 
 #include "guest.h"
+#include "virtio.h"
 
 #define VBLK_SECTOR_BYTES	  512u
 #define VBLK_SLOTS_MAX		  32u
@@ -33,10 +34,8 @@ struct vblk {
 	unsigned nslots;
 
 	/* private */
-	uint64_t common, notify, device_config;
-	uint16_t queue_size, avail_index, used_index;
-	struct vblk_descriptor *descriptors;
-	volatile uint16_t *avail, *used;
+	struct virtio virtio;
+	struct virtio_queue queue;
 	struct vblk_header *headers;
 	volatile uint8_t *status;
 };
