@@ -144,7 +144,7 @@ static void device_pause(void *dev)
 	struct virtio_pci *v = dev;
 
 	/* The I/O thread takes requests under the lock only: once we had it, nothing more is taken. It sees
-	 * this before, or a queue full of long requests would keep the lock until it is empty. */
+	 * this before: it would take the lock again at once, and go on with a queue of long requests. */
 	__atomic_store_n(&v->paused, true, __ATOMIC_RELAXED);
 	virtio_pci_lock(v);
 	virtio_pci_unlock(v);
