@@ -119,9 +119,9 @@ START_TEST(test_inflate)
 	uint32_t pfns[300];
 
 	begin();
-	/* in no order, and some twice */
+	/* up, down, in no order, and some twice */
 	for (unsigned i = 0; i < 300; i++)
-		pfns[i] = (GIVEN + 0x10000) / PAGE + i * 7 % 256;
+		pfns[i] = (GIVEN + 0x10000) / PAGE + (i < 64 ? i : i < 128 ? 191 - i : 128 + i * 7 % 128);
 	send_pfns(0, pfns, 300);
 	check_given(GIVEN + 0x10000, GIVEN + 0x10000 + 256 * PAGE);
 	RIG_UNTIL(rig_interrupts(1) > 0);
