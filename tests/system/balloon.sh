@@ -85,8 +85,6 @@ move a vm1
 report_sent=$(memory_sent) report_there=$(resident b vm1)
 within "$report_sent" $((30 * MIB)) $((full_sent - 220 * MIB)) "sent of a guest that reported 256 MiB"
 within "$report_there" $((60 * MIB)) $((full_there - 220 * MIB)) "allocated at the destination"
-say_to b vm1 u
-wait_spare b vm1 held $SPARE
 
 snvm b stop --force vm1
 snvm b set vm1 balloon=no
@@ -101,7 +99,8 @@ snvm b stop --force vm1; snvm b delete vm1
 daemon_kill a TERM
 mkdir "$T/fault"
 daemon_start a SNM_FAULT=recorded-handing-over:hold "SNM_FAULT_DIR=$T/fault"
-native_vm a vm2 512M "ws=16 rate=10 touch=16 spare=256 churn=200 diskrate=50 hb=100"
+SPARE=$((SPARE / 2))
+native_vm a vm2 256M "ws=16 rate=10 touch=16 spare=128 churn=200 diskrate=50 hb=100"
 wait_touched a vm2
 say_to a vm2 r
 wait_spare a vm2 given $SPARE
@@ -113,7 +112,7 @@ wait_spare a vm2 held $SPARE
 snmigrate a tune vm2 --bandwidth 1M || fail "not tuned: $(tail -n 1 "$T/move.json")"
 touch "$T/fault/recorded-handing-over.go"
 for _ in $(seq 400); do grep -q '"phase": *"postcopy"' "$T/move.json" && break; sleep 0.05; done
-refuse 3 "memory is on the way" snvm b balloon vm2 256M
+refuse 3 "memory is on the way" snvm b balloon vm2 128M
 say_to b vm2 r
 wait_spare b vm2 given $SPARE
 within "$(resident b vm2)" $((30 * MIB)) $((130 * MIB)) "allocated at the destination in post-copy"
@@ -130,7 +129,7 @@ assert_good "$(wait_hb b vm2)"
 # all the time, while it moves: by pre-copy and by post-copy; then it reads all of its memory and its disks again
 say_to b vm2 c
 move b vm2
-snvm a balloon vm2 448M
+snvm a balloon vm2 192M
 move a vm2 --postcopy now
 say_to b vm2 q
 for _ in $(seq 150); do console b vm2 | grep -q '^done ' && break; sleep 0.2; done
