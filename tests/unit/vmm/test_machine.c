@@ -69,6 +69,7 @@ static struct machine_config config(unsigned cpus)
 {
 	return (struct machine_config){.memory_bytes = MEMORY_BYTES,
 				       .cpus = cpus,
+				       .balloon = true,
 				       .serial = serial,
 				       .run_dir = dir,
 				       .event = on_event};
@@ -598,7 +599,6 @@ START_TEST(a_balloon_goes_along)
 	struct machine_config cfg = config(1);
 	struct machine_balloon b;
 	struct error err = ERROR_INIT;
-	cfg.balloon = true;
 	struct machine *m = create(&cfg), *with = balloon_twin(m, true), *without = balloon_twin(m, false);
 	ck_assert(machine_balloon(m, &b));
 	ck_assert(b.target_bytes == MEMORY_BYTES && b.actual_bytes == MEMORY_BYTES && !b.driver);
