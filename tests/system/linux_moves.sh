@@ -13,16 +13,16 @@ balloon_is() { [[ $(balloon "$1" '.balloon | "\(.driver) \(.actual_bytes)"') == 
 here=host1 there=host2
 # Debian's driver: as far as it is asked, and what it has no use for by itself
 step "the guest gives memory back: the host holds $(balloon $here '.resident_bytes / 1048576 | floor') MiB of 512"
-on $here snvm balloon "$VM" 320M
-wait_for 60 "balloon of 192 MiB" balloon_is $here $((320 << 20))
-(($(balloon $here .resident_bytes) < 330 << 20)) || fail "the host holds $(balloon $here .resident_bytes) bytes for a guest that keeps 320 MiB"
+on $here snvm balloon "$VM" 448M
+wait_for 60 "balloon of 64 MiB" balloon_is $here $((448 << 20))
+(($(balloon $here .resident_bytes) < 458 << 20)) || fail "the host holds $(balloon $here .resident_bytes) bytes for a guest that keeps 448 MiB"
 for ((n = 1; n <= MOVES; n++)); do
 	step "move $n"
 	linux_move $here $there
 	[[ ${SNM_VERIFY:-} != 1 ]] || tail -n 1 "$work/move.json" | jq -e '.verified.memory_pieces == 256' || fail "move $n was not verified"
 	swap=$here here=$there there=$swap
 done
-balloon_is $here $((320 << 20)) || fail "the balloon after the moves: $(balloon $here .balloon)"
+balloon_is $here $((448 << 20)) || fail "the balloon after the moves: $(balloon $here .balloon)"
 on $here snvm balloon "$VM" 512M
 wait_for 60 "empty balloon" balloon_is $here $((512 << 20))
 step "the guest is powered off and judged"
