@@ -64,12 +64,19 @@ static uint64_t disk_bytes(const struct check_facts *f)
 
 static void judge_vm(const struct check_facts *f, struct check_line *l)
 {
+	if (!*f->not_movable && !strcmp(f->state, "stopped")) {
+		say(l, CHECK_PASS,
+		    "VM %s is stopped on %s: it moves as it is, without memory; whether %s has room for its "
+		    "disks shows when the move begins",
+		    f->vm, f->here, f->there);
+		return;
+	}
 	if (!*f->not_movable) {
 		say(l, CHECK_PASS, "VM %s is %s on %s", f->vm, f->state, f->here);
 		return;
 	}
 	say(l, CHECK_FAILURE, "%s", f->not_movable);
-	if (!strcmp(f->state, "stopped") || !strcmp(f->state, "crashed"))
+	if (!strcmp(f->state, "crashed"))
 		advise(l, "snvm start %s", f->vm);
 	else
 		advise(l, "see snmigrate status");

@@ -21,7 +21,6 @@
 #define STOP_TIMEOUT_MAX_MS	86400000
 #define QUIT_TIMEOUT_MS		5000
 #define INFO_TIMEOUT_MS		2000
-#define LOG_TAIL_BYTES		(64u << 10)
 
 int reply_ok(struct jsonl *client, json_t *more)
 {
@@ -302,6 +301,9 @@ static int command_delete(struct command_context *c, struct error *err)
 	int rc = find_arrived(d, c->request, &vm, err);
 	if (rc < 0)
 		return EXIT_REFUSED;
+	rc = vm_check_no_cold_move(d, &vm, err);
+	if (rc < 0)
+		return EXIT_REFUSED;
 	pthread_mutex_lock(&vm.keeper->op);
 	if (keeper_is_live(vm.keeper))
 		rc = error_set(err, EBUSY, "VM %s is not stopped: snvm stop %s first", vm.rec.name,
@@ -327,104 +329,13 @@ static int command_delete(struct command_context *c, struct error *err)
 /* ---- start and stop
  * ---------------------------------------------------------------------------------------- */
 
-/* "HH:MM:SS.mmm snvmm[1] NAME error: sentence" -> sentence; the last such line after offset. */
-static void last_error(const char *path, off_t offset, struct error *err)
-{
-	CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
-	CLEANUP_FREE char *text = malloc(LOG_TAIL_BYTES + 1);
-	off_t end = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
-	if (!text || end < 0)
-		return;
-	if (end - offset > (off_t)LOG_TAIL_BYTES || end < offset)
-		offset = end > (off_t)LOG_TAIL_BYTES ? end - (off_t)LOG_TAIL_BYTES : 0;
-	ssize_t n = pread(fd, text, LOG_TAIL_BYTES, offset);
-	if (n <= 0)
-		return;
-	text[n] = '\0';
-	char *save = NULL;
-	for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
-		char *mark = strstr(line, " error: ");
-		if (mark)
-			error_set(err, EIO, "%s", mark + 8);
-	}
-}
-
-static int wait_started(struct vm_ref *vm, struct error *err)
-{
-	uint64_t deadline = clock_now_ms() + DAEMON_START_TIMEOUT_MS;
-	for (;;) {
-		json_t *request =
-			json_pack("{s:s, s:[i,i]}", "cmd", "hello", "versions", 1, DAEMON_SNVMM_PROTOCOL);
-		if (keeper_is_live(vm->keeper) && vm_call(vm, request, NULL, NULL, NULL) == 0)
-			return 0;
-		if (!keeper_is_live(vm->keeper))
-			return error_set(err, EIO, "snvmm ended at once");
-		if (clock_now_ms() >= deadline)
-			return error_set(err, ETIMEDOUT, "snvmm does not answer");
-		clock_sleep_ms(20);
-	}
-}
-
-static int spawn_vm(struct daemon *d, struct vm_ref *vm, const char *log_path, bool paused, bool forced,
-		    struct error *err)
-{
-	const char *argv[8] = {d->cfg->snvmm, "--config", d->cfg->path, "--vm", vm->rec.name};
-	unsigned n = 5;
-	if (paused)
-		argv[n++] = "--paused";
-	if (forced)
-		argv[n++] = "--forced";
-	struct spawn_options opt = {.group = vm->rec.uuid, .argv = argv, .log_path = log_path};
-	int rc = keeper_empty_group(vm->keeper, err);
-	if (rc < 0)
-		return rc;
-	pid_t pid = spawn_start(&opt, err);
-	if (pid < 0)
-		return (int)pid;
-	int pidfd = pidfd_open(pid, 0);
-	if (pidfd < 0)
-		return error_errno(err, errno, "pidfd_open");
-	keeper_attach(vm->keeper, pid, pidfd);
-	return 0;
-}
-
-int vm_start(struct daemon *d, struct vm_ref *vm, bool paused, bool forced, struct error *err)
-{
-	char rel[REGISTRY_FOLDER_BYTES], log_path[REGISTRY_PATH_BYTES];
-	snprintf(rel, sizeof rel, "logs/%s.log", vm->rec.name);
-	int rc = registry_path(d->cfg, rel, log_path, err);
-	if (rc < 0)
-		return rc;
-	pthread_mutex_lock(&vm->keeper->op);
-	struct stat st = {0};
-	stat(log_path, &st);
-	if (keeper_is_live(vm->keeper))
-		rc = error_set(err, EALREADY, "VM %s is already started", vm->rec.name);
-	/* as it is now: settling may have changed it since */
-	if (!rc && record_hint(d->cfg, vm->rec.uuid, &vm->rec) < 0)
-		rc = error_set(err, ENOENT, "VM %s is not there any more", vm->rec.name);
-	if (!rc && !forced)
-		rc = handover_may_start(&vm->rec, err);
-	if (!rc && strncmp(vm->rec.folder, "vms/", 4))
-		rc = error_set(err, EAGAIN, "VM %s has not got its place yet: try again", vm->rec.name);
-	if (!rc)
-		rc = spawn_vm(d, vm, log_path, paused, forced, err);
-	pthread_mutex_unlock(&vm->keeper->op);
-	if (rc < 0)
-		return rc;
-	rc = wait_started(vm, err);
-	if (rc == -EIO)
-		last_error(log_path, st.st_size, err);
-	return rc < 0 ? error_prefix(err, "VM %s does not start", vm->rec.name) : 0;
-}
-
 static int command_start(struct command_context *c, struct error *err)
 {
 	struct vm_ref vm;
 	if (find_arrived(c->daemon, c->request, &vm, err) < 0)
 		return EXIT_REFUSED;
 	bool paused = json_is_true(json_object_get(c->request, "paused"));
-	int rc = vm_start(c->daemon, &vm, paused, false, err);
+	int rc = vm_start(c->daemon, &vm, paused ? VM_START_PAUSED : VM_START_RUN, err);
 	if (rc < 0)
 		return rc == -ETIMEDOUT ? EXIT_FAILED : EXIT_REFUSED;
 	reply_ok(c->client, json_pack("{s:s}", "state", paused ? "paused" : "running"));
@@ -452,18 +363,6 @@ static int mark_stopped(struct daemon *d, struct vm_ref *vm, struct error *err)
 	return rc;
 }
 
-static bool wait_dead(struct keeper *k, unsigned timeout_ms)
-{
-	uint64_t deadline = clock_now_ms() + timeout_ms;
-	SCOPE_LOCK(&k->daemon->lock);
-	while (k->pidfd >= 0) {
-		if (clock_now_ms() >= deadline)
-			return false;
-		daemon_timed_wait(k->daemon, 100);
-	}
-	return true;
-}
-
 static int command_stop(struct command_context *c, struct error *err)
 {
 	struct daemon *d = c->daemon;
@@ -483,7 +382,7 @@ static int command_stop(struct command_context *c, struct error *err)
 			return status;
 		if (rc < 0 && !force)
 			return error_prefix(err, "VM %s", vm.rec.name), EXIT_FAILED;
-		bool dead = wait_dead(vm.keeper, force ? QUIT_TIMEOUT_MS : (unsigned)timeout);
+		bool dead = keeper_wait_dead(vm.keeper, force ? QUIT_TIMEOUT_MS : (unsigned)timeout);
 		if (!dead && !force) {
 			error_set(err, ETIMEDOUT,
 				  "VM %s did not power off within %lld s after its power button was pressed; "
@@ -492,7 +391,7 @@ static int command_stop(struct command_context *c, struct error *err)
 			return EXIT_FAILED;
 		}
 		if (!dead &&
-		    (spawn_group_kill(vm.rec.uuid, err) < 0 || !wait_dead(vm.keeper, QUIT_TIMEOUT_MS)))
+		    (spawn_group_kill(vm.rec.uuid, err) < 0 || !keeper_wait_dead(vm.keeper, QUIT_TIMEOUT_MS)))
 			return EXIT_FAILED;
 	}
 	if (mark_stopped(d, &vm, err) < 0)

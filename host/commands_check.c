@@ -60,8 +60,10 @@ static void judge_record(struct daemon *d, struct vm_ref *vm, struct check_facts
 	if (vm_check_arrived(d, vm, &why) == 0 && handover_may_move(&vm->rec, &why) == 0) {
 		if (json_is_object(json_object_get(o, "migrating")))
 			error_set(&why, EBUSY, "VM %s is already being moved", vm->rec.name);
-		else if (strcmp(f->state, "running") && strcmp(f->state, "paused"))
-			error_set(&why, ESRCH, "VM %s is %s: only a running or paused VM can be moved",
+		else if (strcmp(f->state, "running") && strcmp(f->state, "paused") &&
+			 strcmp(f->state, "stopped"))
+			error_set(&why, ESRCH,
+				  "VM %s is %s: only a running, paused or stopped VM can be moved",
 				  vm->rec.name, f->state);
 	}
 	snprintf(f->not_movable, sizeof f->not_movable, "%s", why.message);

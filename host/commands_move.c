@@ -29,6 +29,7 @@ struct follow {
 	uint64_t epoch;
 	char destination[HOST_NAME_MAX_CHARS + 1];
 	uint64_t began_ms;
+	bool cold; /* of a VM that is stopped; a snvmm was started for it */
 };
 
 static bool client_gone(struct jsonl *client)
@@ -122,6 +123,8 @@ static json_t *end_from_record(struct follow *f)
 			return end_moved(f, NULL);
 		bool late = clock_now_ms() >= deadline;
 		if (!rc && rec.state == HANDOVER_OWNER && !keeper_is_live(f->vm.keeper)) {
+			if (rec.flags & RECORD_COLD && !(rec.flags & RECORD_POWERED_ON))
+				return make_end(f, "failed", EXIT_FAILED, MOVE_COLD_BROKEN);
 			if (!(rec.flags & RECORD_POWERED_ON))
 				return make_end(f, "failed", EXIT_FAILED,
 						"the VM was stopped during the move");
@@ -175,6 +178,9 @@ static json_t *pass_events(struct follow *f, struct jsonl *vmm)
 static void follow_to_end(struct follow *f, struct jsonl *vmm)
 {
 	json_t *end = pass_events(f, vmm);
+	/* whoever hears the end may start the VM, or delete it */
+	if (end && f->cold)
+		keeper_wait_dead(f->vm.keeper, DAEMON_CALL_TIMEOUT_MS);
 	if (end) {
 		json_object_set_new(end, "final", json_true());
 		jsonl_write(f->c->client, end, -1, NULL);
@@ -212,15 +218,27 @@ static int check_move(struct command_context *c, struct follow *f, const char *h
 		rc = handover_may_move(&vm->rec, err);
 	if (rc < 0)
 		return rc;
-	if (!keeper_is_live(vm->keeper))
-		return error_set(err, ESRCH, "VM %s is %s: only a running or paused VM can be moved",
-				 vm->rec.name, vm->rec.flags & RECORD_POWERED_ON ? "crashed" : "stopped");
+	f->cold = !keeper_is_live(vm->keeper);
+	if (f->cold && vm->rec.flags & RECORD_POWERED_ON)
+		return error_set(
+			err, ESRCH,
+			"VM %s is crashed: snvm start %s, or snvm stop %s to move it stopped as it is",
+			vm->rec.name, vm->rec.name, vm->rec.name);
 	if (!json_is_true(json_object_get(options, "with_storage")) && has_local_disks(vm, d))
 		return error_set(err, EINVAL,
 				 "VM %s has local disks: move it with --with-storage (shared storage is not "
 				 "supported yet)",
 				 vm->rec.name);
 	return 0;
+}
+
+/* A move that did not begin has no use for the process that was started for it. */
+static void end_cold(struct follow *f)
+{
+	struct error err = ERROR_INIT;
+	if (vm_call(&f->vm, json_pack("{s:s}", "cmd", "quit"), NULL, NULL, &err) < 0)
+		log_warn("VM %s: %s", f->vm.rec.name, err.message);
+	keeper_wait_dead(f->vm.keeper, DAEMON_CALL_TIMEOUT_MS);
 }
 
 int command_move(struct command_context *c, struct error *err)
@@ -242,6 +260,10 @@ int command_move(struct command_context *c, struct error *err)
 		return EXIT_REFUSED;
 	snprintf(f.destination, sizeof f.destination, "%s", peer.name);
 	f.epoch = f.vm.rec.epoch + 1;
+	if (f.cold)
+		rc = vm_start(d, &f.vm, VM_START_COLD, err);
+	if (rc < 0)
+		return EXIT_REFUSED;
 	rc = vm_connect(&f.vm, &vmm, err);
 	if (rc < 0)
 		return error_prefix(err, "VM %s", f.vm.rec.name), EXIT_FAILED;
@@ -252,6 +274,8 @@ int command_move(struct command_context *c, struct error *err)
 		     : error_errno(err, ENOMEM, "migrate");
 	json_decref(request);
 	if (rc < 0) {
+		if (f.cold)
+			end_cold(&f);
 		jsonl_close(vmm);
 		return rc == -EREMOTE && status ? status : EXIT_FAILED;
 	}
@@ -544,7 +568,7 @@ static int resolve_dead(struct command_context *c, struct vm_ref *vm, const char
 		snprintf(uuid, sizeof uuid, "%s", vm->rec.uuid);
 		rc = vm_find(d, uuid, vm, err);
 		if (!rc)
-			rc = vm_start(d, vm, false, true, err);
+			rc = vm_start(d, vm, VM_START_FORCED, err);
 	}
 	keeper_wake(vm->keeper);
 	if (!rc)

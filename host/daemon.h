@@ -94,6 +94,8 @@ struct keeper *keeper_get(struct daemon *d, const char *uuid, struct error *err)
 void keeper_attach(struct keeper *k, pid_t pid, int pidfd);
 void keeper_wake(struct keeper *k);
 bool keeper_is_live(struct keeper *k);
+/* Waits until no snvmm of it lives. False after the time. */
+bool keeper_wait_dead(struct keeper *k, unsigned timeout_ms);
 /* Waits until a whole round of settling is through. -ETIMEDOUT. */
 int keeper_settle_now(struct keeper *k, unsigned timeout_ms);
 /* Waits until the source of the move of this epoch was cleaned. False after the time. */
@@ -131,8 +133,16 @@ int vm_connect(const struct vm_ref *vm, struct jsonl **out, struct error *err);
 /* One request to it. */
 int vm_call(const struct vm_ref *vm, json_t *request, json_t **reply, int *exit_status, struct error *err);
 json_t *vm_describe(struct daemon *d, struct vm_ref *vm, bool always);
-/* Starts snvmm for a VM of the registry and waits until it answers. `forced`: resolve --run-here. */
-int vm_start(struct daemon *d, struct vm_ref *vm, bool paused, bool forced, struct error *err);
+/* host/vm_start.c */
+/*
+ * The snvmm of a VM that is stopped moves it (docs/handover.md, "Cold"): -EBUSY; or has done so and is
+ * ending: it is waited for. Any other may live.
+ */
+int vm_check_no_cold_move(struct daemon *d, struct vm_ref *vm, struct error *err);
+/* FORCED: resolve --run-here. COLD: its guest does not run, it is to be moved. */
+enum vm_start_how { VM_START_RUN, VM_START_PAUSED, VM_START_FORCED, VM_START_COLD };
+/* Starts snvmm for a VM of the registry and waits until it answers. -EALREADY: it has one. */
+int vm_start(struct daemon *d, struct vm_ref *vm, enum vm_start_how how, struct error *err);
 int reply_ok(struct jsonl *client, json_t *more);
 /* The VM's record as it is now, without its lock: perhaps stale at once. */
 int record_hint(const struct host_config *cfg, const char *uuid, struct vm_record *rec);

@@ -278,7 +278,8 @@ void handover_describe(const struct vm_record *rec, const struct handover_self *
 		return;
 	out->state = rec->state;
 	out->epoch = rec->epoch;
-	out->started = is_owner(rec->state) && self->live && guest_started;
+	/* A VM that moved while it was stopped has nothing to be let out: its proved disks are all of it. */
+	out->started = is_owner(rec->state) && (rec->flags & RECORD_COLD || (self->live && guest_started));
 	out->attempt_open = self->live && self->attempt_open && !self->commit;
 }
 
@@ -418,7 +419,8 @@ int handover_run_here(const struct vm_record *rec, const struct handover_self *s
 	to->state = HANDOVER_OWNER_UNCONFIRMED;
 	/* above whatever the other side has shown, so that the two can never tie */
 	to->epoch = (rec->peer_epoch > rec->epoch ? rec->peer_epoch : rec->epoch) + 1;
-	to->flags = (rec->flags & ~(uint32_t)RECORD_HIGHER_SEEN) | RECORD_FORCED | RECORD_POWERED_ON;
+	to->flags = (rec->flags & ~(uint32_t)(RECORD_HIGHER_SEEN | RECORD_COLD)) | RECORD_FORCED |
+		    RECORD_POWERED_ON;
 	return 0;
 }
 

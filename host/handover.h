@@ -29,10 +29,10 @@ struct handover_report {
 	enum handover_state state;
 	uint64_t epoch;
 	bool started;	   /* the VM runs there, effects let out (or did since it became owner), with all of
-			    * its memory */
+			    * its memory; or it moved while it was stopped, so that there is nothing to start */
 	bool attempt_open; /* a live source snvmm still works on the move of `epoch` */
-	bool paging; /* its live snvmm takes part in the post-copy of `epoch`. No rule asks for it: the two ends of
-		      * the pages do */
+	bool paging; /* its live snvmm takes part in the post-copy of `epoch`. No rule asks for it: the two
+		      * ends of the pages do */
 };
 
 /* What this side knows of itself, beyond its record. */

@@ -95,6 +95,18 @@ bool keeper_is_live(struct keeper *k)
 	return k->pidfd >= 0;
 }
 
+bool keeper_wait_dead(struct keeper *k, unsigned timeout_ms)
+{
+	uint64_t deadline = clock_now_ms() + timeout_ms;
+	SCOPE_LOCK(&k->daemon->lock);
+	while (k->pidfd >= 0) {
+		if (clock_now_ms() >= deadline)
+			return false;
+		daemon_timed_wait(k->daemon, 100);
+	}
+	return true;
+}
+
 int keeper_settle_now(struct keeper *k, unsigned timeout_ms)
 {
 	struct daemon *d = k->daemon;

@@ -39,7 +39,10 @@ enum handover_state {
 #define RECORD_PEER_ACKED   (1u << 4) /* moved: the peer has `owner` durably; the tombstone may go */
 #define RECORD_FORCED	    (1u << 5) /* owner-unconfirmed by resolve --run-here */
 #define RECORD_HIGHER_SEEN  (1u << 6) /* owner-unconfirmed: the peer showed a higher epoch; in doubt */
-#define RECORD_FLAGS_KNOWN  0x7fu
+#define RECORD_COLD                                                                                          \
+	(1u                                                                                                  \
+	 << 7) /* owner, prepared: this epoch moves the VM while it is stopped (docs/handover.md, *Cold*) */
+#define RECORD_FLAGS_KNOWN 0xffu
 
 #define RECORD_SLOT_BYTES     4096
 #define RECORD_FORMAT_VERSION 1

@@ -59,6 +59,11 @@ struct move_outcome {
 	char reason[ERROR_MESSAGE_BYTES];
 };
 
+/* Of the move of a stopped VM whose process died before COMMIT. */
+#define MOVE_COLD_BROKEN                                                                                     \
+	"the process that moved the stopped VM ended before it was handed over; the VM is stopped here, as " \
+	"before"
+
 void move_judge(const struct move_facts *f, struct move_outcome *out);
 /* Whether that last line is one of the move that began with this epoch. */
 bool move_line_matches(const json_t *line, bool incoming, uint64_t epoch);

@@ -62,6 +62,8 @@ static void judge_stayed(const struct move_facts *f, struct move_outcome *out)
 	else if (f->live)
 		say(out, MOVE_OVER, "failed", EXIT_FAILED, "%s",
 		    *rec->reason ? rec->reason : "the VM is here; nothing more is known of the move's end");
+	else if (rec->flags & RECORD_COLD && !(rec->flags & RECORD_POWERED_ON))
+		say(out, MOVE_OVER, "failed", EXIT_FAILED, MOVE_COLD_BROKEN);
 	else if (!(rec->flags & RECORD_POWERED_ON))
 		say(out, MOVE_OVER, "failed", EXIT_FAILED, "the VM was stopped during the move");
 	else

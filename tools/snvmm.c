@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/confine.h"
 #include "base/log.h"
 #include "host/exit.h"
@@ -22,10 +23,11 @@
 
 #define CONNECTION_FD 3
 #define DAEMON_FD     4
+#define COLD_IDLE_MS  30000
 
 static void usage(FILE *out)
 {
-	fputs("Usage: snvmm --config FILE --vm NAME [--paused] [--forced]\n"
+	fputs("Usage: snvmm --config FILE --vm NAME [--paused] [--forced] | --cold\n"
 	      "       snvmm --config FILE --incoming [--paired]\n"
 	      "       snvmm --config FILE --pair          (these two: connection on descriptor 3, daemon on "
 	      "4)\n"
@@ -37,6 +39,7 @@ static void usage(FILE *out)
 	      "  --vm NAME       run this VM of the registry\n"
 	      "  --paused        do not start its processors\n"
 	      "  --forced        after resolve --run-here: do not ask the other host first\n"
+	      "  --cold          do not run it: it is to be moved while it is stopped\n"
 	      "  --incoming      serve one control connection: a question, or an arriving VM\n"
 	      "  --paired        the other side proves itself as a paired host, not by the CA\n"
 	      "  --pair          serve one host that wants to be paired with this one\n"
@@ -46,9 +49,24 @@ static void usage(FILE *out)
 	      out);
 }
 
-/* Opens the VM of the registry and starts it. */
-static int open_vm(struct vm *vm, const char *name, bool paused, bool forced, struct error *err)
+enum run_how { RUN, RUN_PAUSED, RUN_FORCED, RUN_COLD };
+
+/* A VM that is stopped, and the lock that keeps it so. */
+static int open_cold(struct vm *vm, const struct vm_record *rec, struct error *err)
 {
+	int rc = handover_may_move(rec, err);
+	if (!rc && rec->flags & RECORD_POWERED_ON)
+		rc = error_set(err, EPERM, "VM %s is crashed, not stopped", rec->name);
+	vm->cold = true;
+	if (!rc)
+		rc = vm_open_disks(vm, err);
+	return rc ? rc : control_start(vm, err);
+}
+
+/* Opens the VM of the registry and starts it. */
+static int open_vm(struct vm *vm, const char *name, enum run_how how, struct error *err)
+{
+	bool paused = how == RUN_PAUSED, forced = how == RUN_FORCED;
 	int rc = registry_vm_dir(vm->cfg, name, vm->dir, err);
 	if (rc)
 		return rc;
@@ -65,6 +83,8 @@ static int open_vm(struct vm *vm, const char *name, bool paused, bool forced, st
 	struct vm_record rec;
 	if (!rc)
 		rc = vm_record(vm, &rec, err);
+	if (!rc && how == RUN_COLD)
+		return open_cold(vm, &rec, err);
 	/* --forced: resolve --run-here wrote owner-unconfirmed, and starts it this once without asking. */
 	if (!rc && !(forced && rec.state == HANDOVER_OWNER_UNCONFIRMED && rec.flags & RECORD_FORCED))
 		rc = handover_may_start(&rec, err);
@@ -114,16 +134,31 @@ static int live(struct vm *vm)
 	}
 }
 
-static int run_vm(const struct host_config *cfg, const char *name, bool paused, bool forced)
+/* Whoever started this process asks for the move at once, unless it died. */
+static void await_move(struct vm *vm)
+{
+	uint64_t at = clock_now_ns() + COLD_IDLE_MS * UINT64_C(1000000);
+	struct timespec until = clock_timespec(at);
+	SCOPE_LOCK(&vm->lock);
+	while (!vm->quit && !vm->move && clock_now_ns() < at)
+		pthread_cond_timedwait(&vm->changed, &vm->lock, &until);
+	if (!vm->move)
+		vm->quit = true;
+}
+
+static int run_vm(const struct host_config *cfg, const char *name, enum run_how how)
 {
 	struct vm vm;
 	struct error err = ERROR_INIT;
 	vm_init(&vm, cfg);
 	int status = 1;
-	if (terminate_watch(&vm, &err) || open_vm(&vm, name, paused, forced, &err))
+	if (terminate_watch(&vm, &err) || open_vm(&vm, name, how, &err)) {
 		log_error("%s", err.message);
-	else
+	} else {
+		if (how == RUN_COLD)
+			await_move(&vm);
 		status = live(&vm);
+	}
 	control_stop(&vm);
 	move_source_free(&vm);
 	move_forced_free(&vm);
@@ -217,15 +252,22 @@ static int describe_cpu(void)
 
 int main(int argc, char **argv)
 {
-	static const struct option options[] = {
-		{"config", required_argument, NULL, 'c'}, {"vm", required_argument, NULL, 'v'},
-		{"incoming", no_argument, NULL, 'i'},	  {"paused", no_argument, NULL, 'p'},
-		{"paired", no_argument, NULL, 'P'},	  {"pair", no_argument, NULL, 'a'},
-		{"forced", no_argument, NULL, 'f'},	  {"check-image", required_argument, NULL, 'k'},
-		{"describe-cpu", no_argument, NULL, 'd'}, {"help", no_argument, NULL, 'h'},
-		{"version", no_argument, NULL, 'V'},	  {0}};
+	static const struct option options[] = {{"config", required_argument, NULL, 'c'},
+						{"vm", required_argument, NULL, 'v'},
+						{"incoming", no_argument, NULL, 'i'},
+						{"paused", no_argument, NULL, 'p'},
+						{"paired", no_argument, NULL, 'P'},
+						{"pair", no_argument, NULL, 'a'},
+						{"forced", no_argument, NULL, 'f'},
+						{"check-image", required_argument, NULL, 'k'},
+						{"cold", no_argument, NULL, 'o'},
+						{"describe-cpu", no_argument, NULL, 'd'},
+						{"help", no_argument, NULL, 'h'},
+						{"version", no_argument, NULL, 'V'},
+						{0}};
 	const char *config = NULL, *name = NULL, *check_in = NULL;
-	bool incoming = false, paired = false, pair = false, paused = false, forced = false, cpu = false;
+	bool incoming = false, paired = false, pair = false, cpu = false;
+	enum run_how how = RUN;
 	int c;
 	log_init("snvmm");
 	signal(SIGPIPE, SIG_IGN);
@@ -251,10 +293,13 @@ int main(int argc, char **argv)
 			pair = true;
 			break;
 		case 'p':
-			paused = true;
+			how = RUN_PAUSED;
 			break;
 		case 'f':
-			forced = true;
+			how = RUN_FORCED;
+			break;
+		case 'o':
+			how = RUN_COLD;
 			break;
 		case 'k':
 			check_in = optarg;
@@ -290,9 +335,7 @@ int main(int argc, char **argv)
 		return EXIT_REFUSED;
 	}
 	log_set_subject(name ? name : pair ? "pairing" : "arrival");
-	int status = pair	? run_pairing(cfg)
-		     : incoming ? run_incoming(cfg, paired)
-				: run_vm(cfg, name, paused, forced);
+	int status = pair ? run_pairing(cfg) : incoming ? run_incoming(cfg, paired) : run_vm(cfg, name, how);
 	host_config_free(cfg);
 	return status;
 }

@@ -18,8 +18,10 @@
 
 /* The two ends of a move. docs/design.md "A move, message by message", docs/handover.md. */
 
-#define MOVE_PROTOCOL_MIN 1 /* of a source; 1 knows no proof */
-#define MOVE_PROTOCOL_MAX 2 /* what a source of this program speaks */
+#define MOVE_PROTOCOL_MIN  1 /* of a source; 1 knows no proof */
+#define MOVE_PROTOCOL_MOST 2 /* what a source of this program speaks, */
+#define MOVE_PROTOCOL_COLD 3 /* but for a VM that is stopped */
+#define MOVE_PROTOCOL_MAX  3
 
 /* A disk is copied and proved in chunks of this size, or of the smallest power of two that makes no more of
  * them than a host keeps tables for (48 bytes each). */

@@ -178,6 +178,9 @@ int move_destination_resolve(struct vm *vm, const char *how, struct error *err)
 				err, EPERM,
 				"VM %s: host %s answers, so it has power; see snmigrate resolve %s on both",
 				vm->def.name, rec.peer, vm->def.name);
+		if (vm->cold)
+			return error_set(err, EBUSY, "VM %s is being settled just now: try again",
+					 vm->def.name);
 		SCOPE_LOCK(&vm->run_lock);
 		rc = handover_run_here(&rec, &self, &to, err);
 		if (!rc)
@@ -212,7 +215,7 @@ int move_destination_resolve(struct vm *vm, const char *how, struct error *err)
 					  .folder = folder,
 					  .reason = "given up by snmigrate resolve"};
 		SCOPE_LOCK(&vm->run_lock);
-		machine_pause(vm->machine, NULL);
+		vm_stop_guest(vm);
 		rc = vm_record_transition(vm, &t, err);
 		if (rc)
 			return rc;

@@ -51,7 +51,7 @@ json_t *move_check_describe(struct vm *vm, struct error *err)
 		json_array_append_new(nets, json_pack("{s:s, s:s, s:i}", "id", vm->def.nets[i].id, "bridge",
 						      vm->def.nets[i].bridge, "mtu",
 						      (int)facts_interface_mtu(vm->def.nets[i].bridge)));
-	json_t *o = json_pack("{s:i, s:i, s:I, s:I, s:o, s:o, s:o}", "protocol", MOVE_PROTOCOL_MAX, "cpus",
+	json_t *o = json_pack("{s:i, s:i, s:I, s:I, s:o, s:o, s:o}", "protocol", MOVE_PROTOCOL_MOST, "cpus",
 			      (int)vm->def.cpus, "memory_bytes", (json_int_t)vm->def.memory_bytes,
 			      "populated_bytes", (json_int_t)source_populated_bytes(vm), "disks",
 			      describe_disks(vm), "nets", nets, "cpu", cpu);

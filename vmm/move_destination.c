@@ -118,6 +118,8 @@ static int phase_storage(struct arrival *a, struct error *err)
 	if (rc)
 		return rc;
 	arrival_hash_open(a);
+	if (a->vm->cold)
+		return 0;
 	prefault_start(a);
 	return 0;
 }
@@ -144,6 +146,12 @@ static int take_device_state(struct arrival *a, const struct frame *f, uint64_t 
 {
 	if (a->stage != ARRIVAL_PREPARED || !arrival_hash_agreed(a))
 		return error_set(err, EPROTO, "device state out of turn");
+	if (a->vm->cold) {
+		if (f->len)
+			return error_set(err, EPROTO, "device state of a VM that is stopped");
+		__atomic_store_n(&a->stage, ARRIVAL_LOADED, __ATOMIC_RELAXED);
+		return 0;
+	}
 	int rc = mem_receiver_wait(a->receiver, err);
 	if (rc)
 		return error_prefix(err, "memory");
@@ -229,12 +237,17 @@ static int run_phases(struct arrival *a, struct frame *commit, struct error *err
 static void in_doubt(struct arrival *a, const struct error *why)
 {
 	char reason[400];
-	machine_pause(a->vm->machine, NULL);
+	vm_stop_guest(a->vm);
 	snprintf(reason, sizeof reason, "the owner record could not be written: %s", why->message);
 	pthread_mutex_lock(&a->lock);
 	a->write_failed = true;
 	pthread_mutex_unlock(&a->lock);
 	vm_set_state(a->vm, VM_IN_DOUBT, reason);
+}
+
+enum vm_state arrival_state(const struct arrival *a)
+{
+	return a->vm->cold ? VM_STOPPED : a->suspend ? VM_PAUSED : VM_RUNNING;
 }
 
 static int run_commit(struct arrival *a, struct frame *commit, struct error *err)
@@ -256,7 +269,8 @@ static int run_commit(struct arrival *a, struct frame *commit, struct error *err
 		a->suspend = true;
 	fault_point("d-commit-received");
 	int rc = 0;
-	if (!a->suspend) {
+	bool runs = !a->suspend && !vm->cold;
+	if (runs) {
 		machine_adjust_clock(vm->machine, stopped_us * 1000, NULL);
 		rc = machine_start_held(vm->machine, err);
 		vcpus_us = clock_now_us() - received_us;
@@ -285,16 +299,16 @@ static int run_commit(struct arrival *a, struct frame *commit, struct error *err
 	a->owner = true;
 	pthread_mutex_unlock(&a->lock);
 	fault_point("d-owner-recorded");
-	if (!a->suspend) {
+	if (runs) {
 		rc = machine_release_effects(vm->machine, &e);
 		if (rc)
 			log_error("release of effects: %s", e.message);
 		machine_announce(vm->machine);
 	}
-	vm_set_state(vm, a->suspend ? VM_PAUSED : VM_RUNNING, NULL);
+	vm_set_state(vm, arrival_state(a), NULL);
 	uint64_t since_us = clock_now_us() - received_us;
 	json_t *o = json_pack("{s:I, s:I}", "since_commit_us", (json_int_t)since_us, "vcpus_us",
-			      (json_int_t)(a->suspend ? since_us : vcpus_us));
+			      (json_int_t)(runs ? vcpus_us : since_us));
 	move_link_send(a->link, FRAME_RUNNING, o, NULL);
 	json_decref(o);
 	fault_point("d-running-sent");

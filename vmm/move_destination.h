@@ -181,6 +181,8 @@ void arrival_postcopy_abort(struct arrival *a);
 int arrival_postcopy_start(struct arrival *a, struct error *err);
 void arrival_postcopy_free(struct arrival *a); /* idempotent; before the machine goes */
 
+/* move_destination.c: what the VM is once this host owns it. */
+enum vm_state arrival_state(const struct arrival *a);
 /* move_destination.c: the VM's folder gets its place; everything in it can be done again by a daemon that
  * finds it undone. */
 void arrival_settle_in(struct arrival *a);

@@ -184,6 +184,8 @@ int arrival_tokens(struct arrival *a, struct error *err)
 
 int arrival_receiver_start(struct arrival *a, struct error *err)
 {
+	if (a->vm->cold)
+		return 0;
 	uint64_t deadline = clock_now_ns() + a->vm->cfg->silence_ms * UINT64_C(1000000);
 	struct timespec until = clock_timespec(deadline);
 	pthread_mutex_lock(&a->lock);

@@ -91,7 +91,7 @@ enum handover_action arrival_settle(struct arrival *a, const struct handover_rep
 		snprintf(reason, sizeof reason, "%s shows epoch %llu, above this host's %llu", a->peer,
 			 (unsigned long long)(report ? report->epoch : 0), (unsigned long long)rec.epoch);
 		SCOPE_LOCK(&a->vm->run_lock);
-		machine_pause(a->vm->machine, NULL);
+		vm_stop_guest(a->vm);
 		rec.flags = handover_note(&rec, report);
 		if (report && report->epoch > rec.peer_epoch)
 			rec.peer_epoch = report->epoch;
@@ -124,7 +124,8 @@ int arrival_ask(struct arrival *a, struct handover_report *answer, struct error 
 	if (rc)
 		return rc;
 	own_report(a, &rec, &self, &own);
-	rc = ask_peer(vm->cfg, a->peer, a->peer_address, vm->def.uuid, &own, vm->cfg->silence_ms, answer, err);
+	rc = ask_peer(vm->cfg, a->peer, a->peer_address, vm->def.uuid, &own, vm->cfg->silence_ms, answer,
+		      err);
 	SCOPE_LOCK(&a->lock);
 	a->answers = !rc && answer->state != HANDOVER_NONE;
 	return rc;
@@ -145,7 +146,8 @@ static void *confirm_thread(void *arg)
 	}
 	pthread_mutex_lock(&a->lock);
 	a->channel_up = false;
-	while (!a->confirmed && !a->closing) {
+	/* A VM that is stopped needs no process; with the lock free the daemon asks. */
+	while (!a->vm->cold && !a->confirmed && !a->closing) {
 		/* ...or it is asked until it says so. */
 		pthread_mutex_unlock(&a->lock);
 		struct handover_report answer;
@@ -162,6 +164,8 @@ static void *confirm_thread(void *arg)
 	pthread_mutex_unlock(&a->lock);
 	log_info("ownership of epoch %llu %s", (unsigned long long)a->epoch,
 		 a->confirmed ? "confirmed" : "not confirmed");
+	if (a->vm->cold)
+		vm_request_quit(a->vm, 0);
 	return NULL;
 }
 

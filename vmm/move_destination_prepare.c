@@ -174,10 +174,14 @@ int arrival_read_hello(struct arrival *a, json_t *hello, struct error *err)
 		return error_set(err, EPROTO, "hello: name and uuid do not match the definition");
 	if (vm->def.memory_bytes > MEMORY_MAX_BYTES || vm->def.memory_bytes % MEM_REGION_BYTES)
 		return error_set(err, EPROTO, "hello: memory of %" PRIu64 " bytes", vm->def.memory_bytes);
+	vm->cold = json_is_true(json_object_get(hello, "cold"));
+	if (vm->cold && a->version < MOVE_PROTOCOL_COLD)
+		return error_set(err, EPROTO, "hello: \"cold\" in protocol %u", a->version);
 	uint64_t streams;
 	rc = move_need_u64(hello, "streams", MEM_STREAMS_MAX, &streams, err);
-	if (!rc && !streams)
-		rc = error_set(err, EPROTO, "hello: no memory stream");
+	if (!rc && (streams == 0) != vm->cold)
+		rc = error_set(err, EPROTO, "hello: %s memory stream",
+			       vm->cold ? "a stopped VM with a" : "no");
 	a->nstreams = (unsigned)streams;
 	a->keep_s = vm->cfg->keep_partial_s;
 	if (json_object_get(hello, "keep_partial_s") && !rc)
@@ -193,7 +197,7 @@ int arrival_read_hello(struct arrival *a, json_t *hello, struct error *err)
 		rc = error_set(err, EPERM,
 			       "unencrypted data channels are not allowed by [limits] allow-no-tls here");
 	a->cpu = json_object_get(hello, "cpu");
-	if (!rc && !json_is_object(a->cpu))
+	if (!rc && !vm->cold && !json_is_object(a->cpu))
 		rc = error_set(err, EPROTO, "hello: \"cpu\" is missing");
 	json_incref(a->cpu);
 	if (!rc)
@@ -218,9 +222,17 @@ static uint64_t memory_available(void)
 	return UINT64_MAX;
 }
 
+/* What it takes of the host's memory while it arrives. */
+static uint64_t memory_taken(const struct arrival *a)
+{
+	return a->vm->cold ? 0 : a->vm->def.memory_bytes;
+}
+
 static int check_memory(struct arrival *a, struct error *err)
 {
 	struct vm *vm = a->vm;
+	if (vm->cold)
+		return 0;
 	uint64_t memory = memory_available(), need = vm->def.memory_bytes + MEMORY_RESERVE_BYTES;
 	if (memory < need)
 		return error_set(err, ENOMEM,
@@ -268,6 +280,7 @@ static int check_machine(struct arrival *a, struct error *err)
 	for (unsigned i = 0; i <= vm->def.nnets && n < sizeof all; i++) {
 		struct error why = ERROR_INIT;
 		int rc = i < vm->def.nnets ? tap_bridge_check(vm->def.nets[i].bridge, &why)
+			 : vm->cold	   ? 0 /* it is given this host's when it is started */
 					   : machine_cpu_check(a->cpu, &why);
 		if (rc && i < vm->def.nnets)
 			error_prefix(&why, "net %s", vm->def.nets[i].id);
@@ -277,7 +290,7 @@ static int check_machine(struct arrival *a, struct error *err)
 	}
 	if (!first)
 		return 0;
-	json_t *more = arrival_refusals(a, vm->def.uuid, vm->def.name, vm->def.memory_bytes);
+	json_t *more = arrival_refusals(a, vm->def.uuid, vm->def.name, memory_taken(a));
 	for (size_t i = 0; i < json_array_size(more) && n < sizeof all; i++)
 		n += (size_t)snprintf(all + n, sizeof all - n, "; %s",
 				      json_string_value(json_array_get(more, i)));
@@ -297,7 +310,7 @@ static int write_prepared(struct arrival *a, struct record *r, const struct vm_r
 	snprintf(rec.peer_address, sizeof rec.peer_address, "%s", a->peer_address);
 	registry_incoming_rel(vm->def.uuid, a->epoch, rec.folder);
 	/* Suspended too: a paused guest whose VMM dies has lost its memory, which is a crash. */
-	rec.flags = RECORD_POWERED_ON;
+	rec.flags = vm->cold ? RECORD_COLD : RECORD_POWERED_ON;
 	int rc;
 	if (r)
 		rc = record_compare_and_set(r, old->state, old->epoch, &rec, NULL, err);
@@ -354,7 +367,7 @@ static int ask_admission(struct arrival *a, struct error *err)
 	struct vm *vm = a->vm;
 	json_t *q = json_pack("{s:s, s:s, s:s, s:I, s:s, s:I}", "cmd", "incoming", "uuid", vm->def.uuid,
 			      "name", vm->def.name, "epoch", (json_int_t)a->epoch, "peer", a->peer,
-			      "memory_bytes", (json_int_t)vm->def.memory_bytes);
+			      "memory_bytes", (json_int_t)memory_taken(a));
 	json_t *reply = NULL;
 	int rc = jsonl_call(a->daemon, q, &reply, NULL, DAEMON_ANSWER_MS, err);
 	json_decref(q);
@@ -419,11 +432,11 @@ int arrival_assemble(struct arrival *a, struct error *err)
 			 a->version);
 	if (!rc)
 		rc = registry_store_definition(vm->dirfd, &vm->def, err);
-	if (!rc)
+	if (!rc && !vm->cold)
 		rc = vm_create_machine(vm, a->cpu, err);
-	if (!rc)
+	if (!rc && !vm->cold)
 		rc = arrival_postcopy_memory(a, err);
-	if (!rc)
+	if (!rc && !vm->cold)
 		rc = vm_load_kernel(vm, false, err);
 	SCOPE_LOCK(&a->lock);
 	a->assembled = !rc;
@@ -434,7 +447,7 @@ int arrival_build(struct arrival *a, json_t *hello, struct error *err)
 {
 	struct vm *vm = a->vm;
 	int rc = check_machine(a, err);
-	if (!rc)
+	if (!rc && !vm->cold)
 		arrival_postcopy_open(a, hello);
 	arrival_supersede(a, hello);
 	if (!rc)

@@ -25,10 +25,12 @@ static bool reread(struct arrival *a)
 		a->write_failed = false;
 		a->owner = true;
 		pthread_mutex_unlock(&a->lock);
-		if (!a->suspend && machine_start(vm->machine, &err))
+		enum vm_state state = arrival_state(a);
+		if (state == VM_RUNNING && machine_start(vm->machine, &err))
 			log_error("start: %s", err.message);
-		machine_announce(vm->machine);
-		vm_set_state(vm, a->suspend ? VM_PAUSED : VM_RUNNING, NULL);
+		if (!vm->cold)
+			machine_announce(vm->machine);
+		vm_set_state(vm, state, NULL);
 		move_link_send(a->link, FRAME_RUNNING, NULL, NULL);
 		arrival_settle_in(a);
 		if (arrival_confirm_start(a, &err))

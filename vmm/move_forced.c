@@ -22,7 +22,7 @@ static void stop_in_doubt(struct vm *vm, struct vm_record *rec, const struct han
 	struct error err = ERROR_INIT;
 	char reason[200];
 	SCOPE_LOCK(&vm->run_lock);
-	machine_pause(vm->machine, NULL);
+	vm_stop_guest(vm);
 	uint32_t flags = handover_note(rec, report);
 	if (flags != rec->flags || report->epoch > rec->peer_epoch) {
 		rec->flags = flags;

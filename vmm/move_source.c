@@ -37,7 +37,8 @@ void source_interrupt(struct move *mv, const struct error *why)
 	}
 	mv->interrupted = true;
 	mv->why = *why;
-	machine_unslow(mv->vm->machine);
+	if (mv->vm->machine)
+		machine_unslow(mv->vm->machine);
 	/* told to, the destination may close the link before the cancel has got here */
 	if (mv->cancelled)
 		error_set(&mv->why, ECANCELED, "cancelled");
@@ -167,6 +168,8 @@ static int run_attempt(struct move *mv, struct error *err)
 		source_set_phase(mv, MOVE_VERIFY, "verify");
 		rc = source_verify(mv, err);
 	}
+	if (!rc && mv->vm->cold)
+		return source_handover_cold(mv, err);
 	if (!rc)
 		rc = open_memory(mv, err);
 	if (!rc) {
@@ -184,6 +187,13 @@ static void find_reason(struct move *mv, int rc, struct error *err)
 		*err = why;
 	if (!err->code)
 		error_set(err, rc, "the move failed");
+}
+
+/* Undecided, of a VM without memory: nothing here is worth waiting with. The process ends, and with the lock
+ * free the daemon asks, and tells who follows the move. */
+static bool leaves_it_to_daemon(const struct move *mv, const struct outcome *out)
+{
+	return mv->vm->cold && out->exit_status == EXIT_IN_DOUBT;
 }
 
 static void *source_thread(void *arg)
@@ -241,9 +251,11 @@ static void *source_thread(void *arg)
 	mv->phase = MOVE_ENDED;
 	pthread_cond_broadcast(&mv->changed);
 	pthread_mutex_unlock(&mv->lock);
-	source_emit_end(mv, out.result, out.exit_status, out.exit_status ? err.message : "", true);
+	if (!leaves_it_to_daemon(mv, &out))
+		source_emit_end(mv, out.result, out.exit_status, out.exit_status ? err.message : "", true);
 	struct vm_record rec;
-	if (out.exit_status == EXIT_IN_DOUBT || (!vm_record(vm, &rec, NULL) && rec.state == HANDOVER_MOVED))
+	if (out.exit_status == EXIT_IN_DOUBT || vm->cold ||
+	    (!vm_record(vm, &rec, NULL) && rec.state == HANDOVER_MOVED))
 		vm_request_quit(vm, 0);
 	return NULL;
 }
@@ -251,7 +263,8 @@ static void *source_thread(void *arg)
 int move_source_start(struct vm *vm, const struct move_options *opt, struct error *err)
 {
 	enum vm_state state = vm_get_state(vm);
-	if (state != VM_RUNNING && state != VM_PAUSED)
+	bool may = vm->cold ? state == VM_STOPPED : state == VM_RUNNING || state == VM_PAUSED;
+	if (!may)
 		return error_set(err, EBUSY, "VM %s is %s", vm->def.name, vm_state_name(state));
 	if (move_is_running(vm))
 		return error_set(err, EBUSY, "VM %s is already being moved", vm->def.name);
@@ -265,6 +278,10 @@ int move_source_start(struct vm *vm, const struct move_options *opt, struct erro
 		rc = handover_may_move(&rec, err);
 	if (rc)
 		return rc;
+	if (vm->cold)
+		rc = source_cold_options(vm, opt, err);
+	if (rc)
+		return rc;
 	if (opt->epoch <= rec.epoch)
 		return error_set(err, ESTALE, "epoch %llu is not above the record's %llu",
 				 (unsigned long long)opt->epoch, (unsigned long long)rec.epoch);
@@ -276,6 +293,10 @@ int move_source_start(struct vm *vm, const struct move_options *opt, struct erro
 		return error_errno(err, ENOMEM, "move");
 	mv->vm = vm;
 	mv->opt = *opt;
+	if (vm->cold) {
+		mv->opt.streams = 0;
+		mv->opt.postcopy = MOVE_POSTCOPY_NEVER;
+	}
 	mv->first_epoch = opt->epoch;
 	mv->reached = "connect";
 	if (opt->retry_for_s == MOVE_AS_CONFIGURED)
@@ -289,6 +310,7 @@ int move_source_start(struct vm *vm, const struct move_options *opt, struct erro
 	pthread_mutex_lock(&vm->lock);
 	mv->former = vm->move;
 	vm->move = mv;
+	pthread_cond_broadcast(&vm->changed);
 	pthread_mutex_unlock(&vm->lock);
 	rc = pthread_create(&mv->thread, NULL, source_thread, mv);
 	mv->thread_started = !rc;
@@ -408,7 +430,8 @@ void move_source_guest_gone(struct vm *vm, const char *what)
 	pthread_mutex_unlock(&mv->lock);
 	/* The last line is stored and told before the control socket closes. */
 	json_t *last;
-	for (int i = 0; !(last = move_events_final(mv->events)) && i < 400; i++)
+	int patience = vm_get_state(vm) == VM_IN_DOUBT && vm->cold ? 0 : 400; /* there will be none */
+	for (int i = 0; !(last = move_events_final(mv->events)) && i < patience; i++)
 		clock_sleep_ms(5);
 	json_decref(last);
 }

@@ -202,6 +202,9 @@ bool source_try_again(struct move *mv, struct error *err);
 /* move_source_hello.c: connects, proves, says hello, sends the files. */
 int source_hello(struct move *mv, struct error *err);
 
+/* Of the protocol, as hello offers it: the lowest that says all that this move needs. */
+unsigned source_protocol(const struct move *mv);
+
 /* move_source_disks.c: how each disk arrives, from the options, before the destination hears of anything. */
 int source_disks_plan(struct move *mv, struct error *err);
 /* Adds to hello's object of the disk what is not its shape. */
@@ -216,6 +219,14 @@ int source_layers_copy(struct move *mv, struct error *err);
 /* move_source_handover.c */
 /* Pre-copy, pause, last memory and state: 0 = READY. */
 int source_handover(struct move *mv, struct error *err);
+/* move_source_cold.c: of a VM that is stopped */
+/* What only a guest that runs could mean: -EINVAL. */
+int source_cold_options(const struct vm *vm, const struct move_options *opt, struct error *err);
+/* From disks that agree to READY: 0. */
+int source_handover_cold(struct move *mv, struct error *err);
+/* move_source_handover.c */
+/* owner(e) -> handing-over(e), once. */
+int source_record_handing_over(struct move *mv, struct error *err);
 /* Sends COMMIT and learns the outcome: 0 = the destination owns the VM; -ECANCELED = it promised not to;
  * -EOWNERDEAD = undecided. */
 int source_commit(struct move *mv, struct error *err);

@@ -17,7 +17,7 @@
 #define HANDOVER_ATTEMPTS 3
 #define RECORD_RETRY_MS	  500
 
-static int record_handing_over(struct move *mv, struct error *err)
+int source_record_handing_over(struct move *mv, struct error *err)
 {
 	struct vm_record rec;
 	int rc = vm_record(mv->vm, &rec, err);
@@ -139,7 +139,7 @@ static int one_handover(struct move *mv, struct error *err)
 	struct state_writer *w = state_writer_create();
 	int rc = w ? machine_prepare_save(mv->vm->machine, w, err) : error_errno(err, ENOMEM, "device state");
 	if (!rc)
-		rc = record_handing_over(mv, err);
+		rc = source_record_handing_over(mv, err);
 	if (!rc) {
 		source_set_phase(mv, MOVE_HANDOVER, "handover");
 		rc = pause_and_send(mv, w, err);
@@ -241,8 +241,9 @@ int source_commit(struct move *mv, struct error *err)
 	mv->commit = true; /* from here nobody may cancel, and only the destination's word settles */
 	mv->phase = MOVE_COMMITTED;
 	pthread_mutex_unlock(&mv->lock);
-	json_t *o = json_pack("{s:I, s:b}", "stopped_us", (json_int_t)(clock_now_us() - mv->pause_us),
-			      "paused", (int)mv->was_paused);
+	uint64_t stopped_us = mv->pause_us ? clock_now_us() - mv->pause_us : 0;
+	json_t *o =
+		json_pack("{s:I, s:b}", "stopped_us", (json_int_t)stopped_us, "paused", (int)mv->was_paused);
 	struct error lost = ERROR_INIT;
 	int rc = move_link_send(mv->link, FRAME_COMMIT, o, &lost);
 	json_decref(o);
@@ -251,8 +252,10 @@ int source_commit(struct move *mv, struct error *err)
 	if (!rc)
 		rc = move_link_wait(mv->link, 1u << FRAME_RUNNING | 1u << FRAME_ABANDONED, 0, &f, &lost);
 	if (!rc) {
-		mv->running_us = clock_now_us() - held_effects_us(&f, clock_now_us() - mv->ready_us);
-		mv->blackout.resume_us = mv->running_us - mv->ready_us;
+		if (mv->pause_us) {
+			mv->running_us = clock_now_us() - held_effects_us(&f, clock_now_us() - mv->ready_us);
+			mv->blackout.resume_us = mv->running_us - mv->ready_us;
+		}
 		mv->peer_started = !source_postcopy_open(mv);
 		bool abandoned = f.type == FRAME_ABANDONED;
 		const char *s = json_string_value(json_object_get(f.json, "reason"));
@@ -263,6 +266,11 @@ int source_commit(struct move *mv, struct error *err)
 		return abandoned ? -ECANCELED : 0;
 	}
 	log_warn("after COMMIT: %s", lost.message);
+	if (mv->vm->cold) {
+		vm_set_state(mv->vm, VM_IN_DOUBT, "COMMIT was sent and the channel is gone");
+		return error_set(err, EOWNERDEAD, "%s has not said whether it has the VM: %s", mv->opt.peer,
+				 lost.message);
+	}
 	switch (source_settle(mv, err)) {
 	case HANDOVER_ACT_RECORD_MOVED:
 		return 0;
@@ -368,7 +376,7 @@ static bool take_back(struct move *mv, const struct error *why)
 	    move_forced_start(vm, &e))
 		log_error("%s", e.message);
 	if (vm_get_state(vm) == VM_IN_DOUBT)
-		vm_set_state(vm, mv->was_paused ? VM_PAUSED : VM_RUNNING, NULL);
+		vm_set_state(vm, vm->cold ? VM_STOPPED : mv->was_paused ? VM_PAUSED : VM_RUNNING, NULL);
 	return true;
 }
 

@@ -192,6 +192,11 @@ int move_options_parse(json_t *request, struct move_options *opt, struct error *
 
 /* --- hello --- */
 
+unsigned source_protocol(const struct move *mv)
+{
+	return mv->vm->cold ? MOVE_PROTOCOL_COLD : MOVE_PROTOCOL_MOST;
+}
+
 static json_t *populated_regions(struct move *mv)
 {
 	struct mem_space space = machine_memory_space(mv->vm->machine);
@@ -271,7 +276,7 @@ static json_t *make_hello(struct move *mv, struct travel_file *files, unsigned n
 {
 	struct vm *vm = mv->vm;
 	CLEANUP_FREE char *def = foreign_definition(mv);
-	json_t *cpu = machine_cpu_describe(vm->machine, err);
+	json_t *cpu = vm->cold ? json_null() : machine_cpu_describe(vm->machine, err);
 	if (!def || !cpu) {
 		if (cpu)
 			error_errno(err, ENOMEM, "hello");
@@ -310,22 +315,24 @@ static json_t *make_hello(struct move *mv, struct travel_file *files, unsigned n
 	}
 	char seed[17];
 	snprintf(seed, sizeof seed, "%016llx", (unsigned long long)source_proof_seed(mv));
-	json_t *hello =
-		json_pack("{s:[i,i], s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:o, s:I, s:i, s:o, s:b, s:b}",
-			  "versions", MOVE_PROTOCOL_MAX, MOVE_PROTOCOL_MAX, "hash_seed", seed, "program",
-			  SNM_VERSION, "host", vm->cfg->name, "uuid", vm->def.uuid, "name", vm->def.name,
-			  "definition", def, "files", fs, "disks", disks, "cpu", cpu, "memory_bytes",
-			  (json_int_t)vm->def.memory_bytes, "streams", (int)mv->opt.streams, "regions",
-			  populated_regions(mv), "suspend", mv->opt.suspend, "no_tls", mv->opt.no_tls);
+	json_t *hello = json_pack(
+		"{s:[i,i], s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:o, s:I, s:i, s:o, s:b, s:b}", "versions",
+		(int)source_protocol(mv), (int)source_protocol(mv), "hash_seed", seed, "program", SNM_VERSION,
+		"host", vm->cfg->name, "uuid", vm->def.uuid, "name", vm->def.name, "definition", def, "files",
+		fs, "disks", disks, "cpu", cpu, "memory_bytes", (json_int_t)vm->def.memory_bytes, "streams",
+		(int)mv->opt.streams, "regions", vm->cold ? json_array() : populated_regions(mv), "suspend",
+		mv->opt.suspend, "no_tls", mv->opt.no_tls);
 	if (!hello) {
 		error_errno(err, ENOMEM, "hello");
 		return NULL;
 	}
+	if (vm->cold)
+		json_object_set_new(hello, "cold", json_true());
 	if (mv->opt.purpose != MOVE_BY_ITSELF)
 		json_object_set_new(hello, "purpose", json_string(move_purpose_name(mv->opt.purpose)));
 	if (mv->opt.keep_partial_s != MOVE_AS_CONFIGURED)
 		json_object_set_new(hello, "keep_partial_s", json_integer(mv->opt.keep_partial_s));
-	if (mv->opt.postcopy != MOVE_POSTCOPY_NEVER)
+	if (mv->opt.postcopy != MOVE_POSTCOPY_NEVER && !vm->cold)
 		json_object_set_new(hello, "postcopy", json_true());
 	source_delta_hello(mv, hello);
 	source_compare_hello(mv, hello);
@@ -395,6 +402,7 @@ static int record_attempt(struct move *mv, struct error *err)
 	int rc = vm_record(mv->vm, &rec, err);
 	if (rc)
 		return rc;
+	uint32_t set = (mv->opt.keep_source ? RECORD_KEEP_SOURCE : 0) | (mv->vm->cold ? RECORD_COLD : 0);
 	struct vm_transition t = {
 		.from = HANDOVER_OWNER,
 		.from_epoch = rec.epoch,
@@ -402,8 +410,8 @@ static int record_attempt(struct move *mv, struct error *err)
 		.to_epoch = mv->opt.epoch,
 		.peer = mv->opt.peer,
 		.peer_address = mv->opt.address,
-		.flags_set = mv->opt.keep_source ? RECORD_KEEP_SOURCE : 0,
-		.flags_clear = mv->opt.keep_source ? 0 : RECORD_KEEP_SOURCE,
+		.flags_set = set,
+		.flags_clear = (RECORD_KEEP_SOURCE | RECORD_COLD) & ~set,
 	};
 	return vm_record_transition(mv->vm, &t, err);
 }
@@ -497,7 +505,7 @@ int source_hello(struct move *mv, struct error *err)
 		return rc;
 	}
 	json_int_t version = json_integer_value(json_object_get(reply.json, "version"));
-	if (version != MOVE_PROTOCOL_MAX) {
+	if (version != source_protocol(mv)) {
 		frame_release(&reply);
 		return error_set(err, EPROTO, "%s chose migration protocol %lld, which was not offered",
 				 mv->opt.peer, (long long)version);

@@ -35,6 +35,8 @@ struct report {
 /* So much guest memory there is to send: what is populated, by regions of 2 MiB. */
 uint64_t source_populated_bytes(struct vm *vm)
 {
+	if (vm->cold)
+		return 0;
 	struct mem_space space = machine_memory_space(vm->machine);
 	uint64_t n = (space.npages * MEM_PAGE_BYTES + MEM_REGION_BYTES - 1) / MEM_REGION_BYTES;
 	CLEANUP_FREE uint64_t *map = bitmap_alloc(n);
@@ -371,6 +373,8 @@ void source_emit_end(struct move *mv, const char *result, int exit_status, const
 	pthread_mutex_unlock(&mv->lock);
 	if (!ev)
 		return;
+	if (mv->vm->cold)
+		json_object_set_new(ev, "cold", json_true());
 	if (stood_still)
 		add_blackout(mv, &blackout, ev);
 	json_object_set_new(ev, "uuid", json_string(mv->vm->def.uuid));

@@ -203,6 +203,12 @@ int vm_load_kernel(struct vm *vm, bool boot, struct error *err)
 	return machine_set_kernel(vm->machine, kernel, in, vm->def.cmdline, err);
 }
 
+void vm_stop_guest(struct vm *vm)
+{
+	if (vm->machine)
+		machine_pause(vm->machine, NULL);
+}
+
 int vm_mark_powered_on(struct vm *vm, bool on, struct error *err)
 {
 	struct vm_record rec;

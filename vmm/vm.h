@@ -35,9 +35,10 @@ struct vm {
 	int dirfd;		       /* the VM's folder; stays valid through a rename */
 	char dir[REGISTRY_PATH_BYTES]; /* its path; changes under lock when an arrival gets its place */
 	struct vm_disk disks[VM_DISKS_MAX];
-	struct machine *machine;
-	struct record *record; /* locked while this process lives */
-	uint64_t record_us;    /* what its last transition took; atomic */
+	struct machine *machine; /* NULL: cold */
+	bool cold;		 /* here for its disks' move alone: the VM is stopped */
+	struct record *record;	 /* locked while this process lives */
+	uint64_t record_us;	 /* what its last transition took; atomic */
 
 	/* Held by whoever pauses or resumes the guest together with the state that says so. Before every
 	 * other lock. */
@@ -71,6 +72,8 @@ struct vm_backing {
 int vm_backing_paths(const struct vm *vm, unsigned disk, struct vm_backing *out, struct error *err);
 /* Opens every disk of the definition below vm->dir with its mirror filter. */
 int vm_open_disks(struct vm *vm, struct error *err);
+/* Stops the guest, if there is one in this process. */
+void vm_stop_guest(struct vm *vm);
 /* Opens taps, creates the machine around the disks. cpu as machine_config.cpu. */
 int vm_create_machine(struct vm *vm, json_t *cpu, struct error *err);
 /* Loads the kernel (boot) or only tells the machine where it is for a later reset. */

@@ -117,8 +117,11 @@ cp "$T/b/host.ini.good" "$T/b/host.ini"
 daemon_start b
 
 # --- the VM ---
-snvm a stop --force vm1
-checked 3 vm failure "VM vm1 is stopped" "snvm start vm1"
+kill -KILL "$(pids_in a snvmm)"
+wait_state a vm1 crashed
+checked 3 vm failure "VM vm1 is crashed" "snvm start vm1"
+snvm a stop vm1
+checked 0 vm pass "VM vm1 is stopped on hosta" ""
 snvm a start vm1
 refuse 3 "no VM named vm9" snmigrate a check vm9 hostb
 refuse 3 "VM vm1 is on host hosta already" snmigrate a check vm1 hosta

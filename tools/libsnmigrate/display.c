@@ -186,7 +186,11 @@ static void print_moved(struct display *d, const json_t *event, int status)
 	json_t *path;
 	size_t i;
 	printf("VM %s moved to %s", d->vm, d->host);
-	if (json_is_number(json_object_get(event, "downtime_ms")))
+	if (json_is_true(json_object_get(event, "cold")))
+		printf(" in %.1f s, and is stopped there; disks %s, on the wire %s",
+		       number(event, "total_ms") / 1000, text_bytes(number(event, "disk_bytes"), disk),
+		       text_bytes(number(event, "wire_bytes"), wire));
+	else if (json_is_number(json_object_get(event, "downtime_ms")))
 		printf(" in %.1f s; downtime %.0f ms, disks %s, memory %s, on the wire %s, %.0f rounds",
 		       number(event, "total_ms") / 1000, number(event, "downtime_ms"),
 		       text_bytes(number(event, "disk_bytes"), disk),
@@ -217,7 +221,8 @@ static void print_reason(struct display *d, const json_t *event, int status)
 static void print_rehearsed(struct display *d, const json_t *event)
 {
 	char disk[TEXT_BYTES], memory[TEXT_BYTES], wire[TEXT_BYTES];
-	printf("VM %s was rehearsed to %s and runs on here; in %.1f s", d->vm, d->host,
+	printf("VM %s was rehearsed to %s and %s here; in %.1f s", d->vm, d->host,
+	       json_is_true(json_object_get(event, "cold")) ? "stays" : "runs on",
 	       number(event, "total_ms") / 1000);
 	if (d->predicted && number(d->predicted, "total_ms") > 0)
 		printf(" (predicted: %.1f s)", number(d->predicted, "total_ms") / 1000);

@@ -80,8 +80,8 @@ static void teardown(void)
 
 static void no_vm(void)
 {
-	strcpy(f.state, "stopped");
-	strcpy(f.not_movable, "VM vm1 is stopped: only a running or paused VM can be moved");
+	strcpy(f.state, "crashed");
+	strcpy(f.not_movable, "VM vm1 is crashed: only a running, paused or stopped VM can be moved");
 	f.live = false;
 }
 static void moving(void)
@@ -240,7 +240,7 @@ static const struct {
 	enum check_grade grade;
 	const char *text, *advice; /* in them */
 } provoked[] = {
-	{no_vm, "vm", CHECK_FAILURE, "is stopped", "snvm start vm1"},
+	{no_vm, "vm", CHECK_FAILURE, "is crashed", "snvm start vm1"},
 	{moving, "vm", CHECK_FAILURE, "already being moved", "snmigrate status"},
 	{no_trust, "trust", CHECK_FAILURE, "Connection refused", "snmigrated runs on hostb"},
 	{old_destination, "versions", CHECK_FAILURE, "1 at most", "upgrade snmigrate on hostb"},

@@ -603,6 +603,32 @@ START_TEST(users_see_what_the_document_says)
 }
 END_TEST
 
+START_TEST(a_vm_that_moved_stopped_has_nothing_to_start)
+{
+	struct handover_self dead = {0};
+	struct vm_record rec = {.state = HANDOVER_OWNER_UNCONFIRMED, .epoch = 7, .flags = RECORD_COLD};
+	struct vm_record source = {.state = HANDOVER_HANDING_OVER, .epoch = 7, .flags = RECORD_COLD};
+	struct handover_report r;
+
+	/* the destination's process died, and its daemon answers: the source may delete all the same */
+	handover_describe(&rec, &dead, false, &r);
+	ck_assert(r.started);
+	ck_assert_int_eq(handover_decide(&source, &dead, &r), HANDOVER_ACT_RECORD_MOVED);
+	ck_assert_uint_eq(handover_note(&source, &r), RECORD_COLD | RECORD_PEER_STARTED);
+	/* not before it owns it */
+	rec.state = HANDOVER_PREPARED;
+	handover_describe(&rec, &dead, false, &r);
+	ck_assert(!r.started);
+	/* without a process it is stopped, not crashed */
+	rec.state = HANDOVER_OWNER;
+	ck_assert_int_eq(handover_vm_state(&rec, &dead, false), VM_STOPPED);
+	/* whom a person made owner is started, and its peer's word counts as of any VM */
+	struct vm_record to;
+	ck_assert_int_eq(handover_run_here(&source, &dead, &to, NULL), 0);
+	ck_assert_uint_eq(to.flags, RECORD_FORCED | RECORD_POWERED_ON);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("handover");
@@ -617,6 +643,7 @@ int main(void)
 	tcase_add_test(tc, give_up_never_loses_the_only_copy);
 	tcase_add_test(tc, arrivals_need_a_settled_record_and_a_higher_epoch);
 	tcase_add_test(tc, users_see_what_the_document_says);
+	tcase_add_test(tc, a_vm_that_moved_stopped_has_nothing_to_start);
 	suite_add_tcase(s, tc);
 	SRunner *sr = srunner_create(s);
 	srunner_run_all(sr, CK_NORMAL);

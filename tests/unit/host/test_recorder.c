@@ -37,6 +37,7 @@ static const struct known outgoing[] = {
 	{"failed, and the VM was deleted since", false, DEAD, NONE, 0, 0, "failed", false, MOVE_OVER, "failed", 17},
 	{"the line is not written yet", false, IDLE, HANDOVER_OWNER, 5, RECORD_POWERED_ON, NULL, true, MOVE_UNDER_WAY, "", 0},
 	{"no line was ever written", false, IDLE, HANDOVER_OWNER, 5, RECORD_POWERED_ON, NULL, false, MOVE_OVER, "failed", EXIT_FAILED},
+	{"its process was killed, of a stopped VM", false, DEAD, HANDOVER_OWNER, 5, RECORD_COLD, NULL, false, MOVE_OVER, "failed", EXIT_FAILED},
 	{"the VMM was killed", false, DEAD, HANDOVER_OWNER, 5, RECORD_POWERED_ON, NULL, true, MOVE_OVER, "crashed", EXIT_CRASHED},
 	{"the VM was stopped", false, DEAD, HANDOVER_OWNER, 5, 0, NULL, true, MOVE_OVER, "failed", EXIT_FAILED},
 	{"a doubt that ended here", false, DEAD, HANDOVER_OWNER, 5, RECORD_POWERED_ON, "in-doubt", false, MOVE_OVER, "crashed", EXIT_CRASHED},
