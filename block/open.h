@@ -30,6 +30,9 @@ struct block_open_options {
 	 * above says. */
 	const char *const *backing;
 	unsigned nbacking;
+	/* raw: another host may use it still. Without a lock, and writes are refused (-ESHUTDOWN), until
+	 * block_share_lock and block_share_unfence. */
+	bool shared;
 	bool as_backing;     /* raw, read_only: others may have it open as a backing file */
 	uint64_t size_bytes; /* raw block device: only so much of its beginning is the disk; 0 = all */
 };
@@ -43,6 +46,18 @@ struct block_open_options {
  * writing must not be in use otherwise (mounted, swap). May block; any thread.
  */
 int block_open(const char *path, const struct block_open_options *opt, struct block **out, struct error *err);
+
+/*
+ * A raw disk that goes from one process to another, perhaps of another host, while both have it open. Fence
+ * and unlock with nothing in flight; a disk that was locked by its open may be unlocked and locked again.
+ * Others than raw disks: -ENOTSUP, and nothing.
+ */
+void block_share_fence(struct block *blk); /* writes, zeroes and discards fail from now on: -ESHUTDOWN */
+void block_share_unfence(struct block *blk);
+int block_share_lock(struct block *blk, struct error *err); /* -EBUSY: somebody else has it */
+void block_share_unlock(struct block *blk);
+/* Whether it is read and written with O_DIRECT. */
+bool block_is_direct(const struct block *blk);
 
 /* What qemu-img or fstat say of an image. */
 struct block_image_info {

@@ -69,6 +69,9 @@ static int raw_submit(struct block *blk, struct block_request *req)
 {
 	struct raw_disk *disk = (struct raw_disk *)blk;
 	struct raw_op *op;
+	bool changes = req->op != BLOCK_READ && req->op != BLOCK_FLUSH;
+	if (changes && atomic_load(&disk->fenced))
+		return -ESHUTDOWN;
 	int rc = raw_op_create(disk, req, &op);
 	if (rc)
 		return rc;
@@ -115,6 +118,46 @@ static const struct block_ops raw_ops = {
 	.drop_cache = raw_drop_cache,
 	.close = raw_close,
 };
+
+static struct raw_disk *raw_of(const struct block *blk)
+{
+	return blk->ops == &raw_ops ? (struct raw_disk *)(uintptr_t)blk : NULL;
+}
+
+void block_share_fence(struct block *blk)
+{
+	struct raw_disk *disk = raw_of(blk);
+	if (disk)
+		atomic_store(&disk->fenced, true);
+}
+
+void block_share_unfence(struct block *blk)
+{
+	struct raw_disk *disk = raw_of(blk);
+	if (disk)
+		atomic_store(&disk->fenced, false);
+}
+
+int block_share_lock(struct block *blk, struct error *err)
+{
+	struct raw_disk *disk = raw_of(blk);
+	if (!disk)
+		return error_set(err, ENOTSUP, "%s: not a raw disk", blk->label);
+	return block_lock_fd(disk->fd, blk->label, disk->lock_as, blk->limits.read_only, err);
+}
+
+void block_share_unlock(struct block *blk)
+{
+	struct raw_disk *disk = raw_of(blk);
+	if (disk)
+		block_unlock_fd(disk->fd, disk->lock_as);
+}
+
+bool block_is_direct(const struct block *blk)
+{
+	const struct raw_disk *disk = raw_of(blk);
+	return disk && disk->direct;
+}
 
 static uint32_t direct_alignment(int fd, uint32_t device_block)
 {
@@ -189,7 +232,7 @@ int raw_open(const char *path, const struct block_open_options *opt, struct bloc
 	if (fl < 0 || fcntl(fd, F_SETFL, fl & ~O_NONBLOCK))
 		return error_errno(err, errno, "%s: fcntl", path);
 	enum block_format lock_as = opt->read_only && opt->as_backing ? BLOCK_FORMAT_QCOW2 : BLOCK_FORMAT_RAW;
-	int rc = block_lock_fd(fd, path, lock_as, opt->read_only, err);
+	int rc = opt->shared ? 0 : block_lock_fd(fd, path, lock_as, opt->read_only, err);
 	if (rc)
 		return rc;
 
@@ -206,6 +249,7 @@ int raw_open(const char *path, const struct block_open_options *opt, struct bloc
 	disk->is_device = S_ISBLK(st.st_mode);
 	disk->file_bytes = disk->is_device ? 0 : (uint64_t)st.st_size;
 	disk->direct = direct;
+	atomic_init(&disk->fenced, opt->shared);
 	disk->align = direct ? direct_alignment(disk->fd, device_block) : 1;
 	disk->zero_align = device_block;
 	atomic_init(&disk->can_punch, true);

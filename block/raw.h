@@ -26,6 +26,7 @@ struct raw_disk {
 	bool is_device;
 	uint64_t file_bytes; /* of a regular file when it was opened: an end before that is an error */
 	bool direct;
+	atomic_bool fenced;  /* block_share_fence */
 	uint32_t align;	     /* of offsets, lengths and memory for O_DIRECT; 1 when buffered */
 	uint32_t zero_align; /* of fallocate and BLKZEROOUT: logical block of a device, else 1 */
 	atomic_bool can_punch;

@@ -224,10 +224,12 @@ static int check_move(struct command_context *c, struct follow *f, const char *h
 			err, ESRCH,
 			"VM %s is crashed: snvm start %s, or snvm stop %s to move it stopped as it is",
 			vm->rec.name, vm->rec.name, vm->rec.name);
-	if (!json_is_true(json_object_get(options, "with_storage")) && has_local_disks(vm, d))
+	/* where there are such folders, its snvmm knows which disks are in them */
+	if (!json_is_true(json_object_get(options, "with_storage")) && !*d->cfg->shared &&
+	    has_local_disks(vm, d))
 		return error_set(err, EINVAL,
-				 "VM %s has local disks: move it with --with-storage (shared storage is not "
-				 "supported yet)",
+				 "VM %s has local disks: move it with --with-storage ([shared] path names "
+				 "folders that both hosts see)",
 				 vm->rec.name);
 	return 0;
 }

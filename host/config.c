@@ -153,6 +153,19 @@ static int on_network(struct loader *l, const struct ini_entry *e, struct error 
 	return -ENOKEY;
 }
 
+static bool plain_absolute(const char *path)
+{
+	if (*path != '/' || strlen(path) >= PATH_MAX)
+		return false;
+	for (const char *p = path; *p == '/';) {
+		size_t n = strcspn(++p, "/");
+		if (n == 0 || (n == 1 && *p == '.') || (n == 2 && !strncmp(p, "..", 2)))
+			return false;
+		p += n;
+	}
+	return true;
+}
+
 static int on_devices(struct loader *l, const struct ini_entry *e, struct error *err)
 {
 	if (strcmp(e->key, "allow"))
@@ -163,6 +176,24 @@ static int on_devices(struct loader *l, const struct ini_entry *e, struct error 
 			return error_set(err, EINVAL, "allow: '%.100s' is no absolute path", p);
 	}
 	return ini_get_string(e, l->cfg->devices, sizeof l->cfg->devices, err);
+}
+
+static int on_shared(struct loader *l, const struct ini_entry *e, struct error *err)
+{
+	if (strcmp(e->key, "path"))
+		return -ENOKEY;
+	for (const char *p = e->value; *p; p += strcspn(p, ",")) {
+		char one[PATH_MAX];
+		p += strspn(p, ", \t");
+		size_t n = strcspn(p, ",");
+		while (n > 1 && strchr(" \t/", p[n - 1]))
+			n--;
+		snprintf(one, sizeof one, "%.*s", (int)(n < sizeof one ? n : sizeof one - 1), p);
+		if (!plain_absolute(one))
+			return error_set(err, EINVAL,
+					 "path: '%.100s' is no absolute path without \".\" and \"..\"", one);
+	}
+	return ini_get_string(e, l->cfg->shared, sizeof l->cfg->shared, err);
 }
 
 static int on_backing(struct loader *l, const struct ini_entry *e, struct error *err)
@@ -271,8 +302,9 @@ static int on_entry(void *opaque, const struct ini_entry *e, struct error *err)
 	static const struct {
 		const char *section;
 		int (*set)(struct loader *, const struct ini_entry *, struct error *);
-	} sections[] = {{"host", on_host},	 {"tls", on_tls},	{"network", on_network},
-			{"devices", on_devices}, {"limits", on_limits}, {"programs", on_programs}};
+	} sections[] = {{"host", on_host},	  {"tls", on_tls},	 {"network", on_network},
+			{"devices", on_devices},  {"shared", on_shared}, {"limits", on_limits},
+			{"programs", on_programs}};
 	struct loader *l = opaque;
 	int rc = -ENOKEY;
 	if (!strcmp(e->section, "peer")) {
@@ -459,19 +491,6 @@ bool host_config_network_allowed(const struct host_config *c, const struct socka
 {
 	return !networks_contain(&c->deny_from, address) &&
 	       (!c->allow_from.count || networks_contain(&c->allow_from, address));
-}
-
-static bool plain_absolute(const char *path)
-{
-	if (*path != '/' || strlen(path) >= PATH_MAX)
-		return false;
-	for (const char *p = path; *p == '/';) {
-		size_t n = strcspn(++p, "/");
-		if (n == 0 || (n == 1 && *p == '.') || (n == 2 && !strncmp(p, "..", 2)))
-			return false;
-		p += n;
-	}
-	return true;
 }
 
 bool host_config_device_allowed(const struct host_config *c, const char *path)

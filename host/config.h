@@ -68,6 +68,7 @@ struct host_config {
 	struct host_backing *backings;
 	unsigned nbackings;
 	char devices[2048]; /* patterns of paths, separated by commas; "" = none */
+	char shared[2048];  /* folders that other hosts see as well, separated by commas; "" = none */
 	char bridges[512];
 	unsigned silence_ms;
 	unsigned max_incoming;

@@ -316,6 +316,23 @@ static bool below(const char *path, const char *folder)
 	return !strncmp(path, folder, n) && path[n] == '/';
 }
 
+/* Disks that both hosts see are where they were, and in use: they are not left behind. */
+static void leave_out_shared(struct keeper *k, uint64_t epoch, json_t *left)
+{
+	json_t *result = NULL, *path;
+	size_t i, n;
+	if (registry_result_load(k->daemon->cfg, k->uuid, &result, NULL) < 0 ||
+	    (uint64_t)json_integer_value(json_object_get(result, "epoch")) != epoch) {
+		json_decref(result);
+		return;
+	}
+	json_array_foreach(json_object_get(result, "shared"), i,
+			   path) for (n = json_array_size(left);
+				      n-- > 0;) if (json_equal(json_array_get(left, n), path))
+		json_array_remove(left, n);
+	json_decref(result);
+}
+
 /* The source after a move. */
 static int clean_moved(struct keeper *k, struct vm_record *rec, struct error *err)
 {
@@ -345,6 +362,7 @@ static int clean_moved(struct keeper *k, struct vm_record *rec, struct error *er
 	}
 	size_t i;
 	json_t *path;
+	leave_out_shared(k, rec->epoch, left);
 	registry_path(cfg, rec->folder, dir, NULL);
 	json_array_foreach(left, i, path)
 	{

@@ -196,7 +196,10 @@ int registry_publish(const struct host_config *cfg, const char *from_rel, const 
 static bool is_on(int dirfd, const char *path, const struct stat *device)
 {
 	struct stat st;
-	return !fstatat(dirfd, path, &st, 0) && S_ISBLK(st.st_mode) && st.st_rdev == device->st_rdev;
+	if (fstatat(dirfd, path, &st, 0) || (st.st_mode & S_IFMT) != (device->st_mode & S_IFMT))
+		return false;
+	return S_ISBLK(st.st_mode) ? st.st_rdev == device->st_rdev
+				   : st.st_dev == device->st_dev && st.st_ino == device->st_ino;
 }
 
 static bool uses_device(int dirfd, const struct vm_definition *def, const struct stat *device)

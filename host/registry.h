@@ -40,8 +40,8 @@ int registry_files_add(int dirfd, const char *name, struct error *err);
 int registry_load_definition(int dirfd, const char *label, struct vm_definition *def, struct error *err);
 int registry_store_definition(int dirfd, const struct vm_definition *def, struct error *err);
 /*
- * Whether a VM of this host but `uuid`, running or stopped, has a disk on this block device, by whatever
- * name: then its name is in `name`.
+ * Whether a VM of this host but `uuid`, running or stopped, has a disk on this block device, or in this file,
+ * by whatever name: then its name is in `name`.
  */
 bool registry_device_used(const struct host_config *cfg, const char *device, const char *uuid,
 			  char name[VM_NAME_MAX_CHARS + 1]);

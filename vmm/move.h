@@ -20,7 +20,7 @@
 
 #define MOVE_PROTOCOL_MIN  1 /* of a source; 1 knows no proof */
 #define MOVE_PROTOCOL_MOST 2 /* what a source of this program speaks, */
-#define MOVE_PROTOCOL_COLD 3 /* but for a VM that is stopped */
+#define MOVE_PROTOCOL_COLD 3 /* but for a VM that is stopped, or disks that both hosts see */
 #define MOVE_PROTOCOL_MAX  3
 
 /* A disk is copied and proved in chunks of this size, or of the smallest power of two that makes no more of
@@ -85,6 +85,7 @@ struct move_options {
 	bool mirror_buffered;		/* a guest's writes do not wait for the destination */
 	unsigned retry_for_s; /* after a lost link; MOVE_AS_CONFIGURED: as this host's configuration says */
 	unsigned keep_partial_s; /* by the destination; MOVE_AS_CONFIGURED: as its configuration says */
+	bool with_storage;	 /* else its disks are to be seen by both hosts */
 	bool keep_source;
 	bool rehearse; /* ends when the guest would be stopped */
 	bool suspend;  /* the guest stays paused at the destination */

@@ -149,13 +149,18 @@ static int take_device_state(struct arrival *a, const struct frame *f, uint64_t 
 	if (a->vm->cold) {
 		if (f->len)
 			return error_set(err, EPROTO, "device state of a VM that is stopped");
+		int locked = arrival_lock_shared(a, err);
+		if (locked)
+			return locked;
 		__atomic_store_n(&a->stage, ARRIVAL_LOADED, __ATOMIC_RELAXED);
 		return 0;
 	}
 	int rc = mem_receiver_wait(a->receiver, err);
 	if (rc)
 		return error_prefix(err, "memory");
-	rc = arrival_postcopy_begin(a, err);
+	rc = arrival_lock_shared(a, err);
+	if (!rc)
+		rc = arrival_postcopy_begin(a, err);
 	if (rc)
 		return rc;
 	uint64_t before = clock_now_us();
@@ -299,6 +304,7 @@ static int run_commit(struct arrival *a, struct frame *commit, struct error *err
 	a->owner = true;
 	pthread_mutex_unlock(&a->lock);
 	fault_point("d-owner-recorded");
+	arrival_unfence_shared(a);
 	if (runs) {
 		rc = machine_release_effects(vm->machine, &e);
 		if (rc)

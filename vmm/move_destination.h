@@ -19,6 +19,7 @@
 #include "net/preamble.h"
 #include "vmm/move.h"
 #include "vmm/move_link.h"
+#include "vmm/move_shared.h"
 #include "vmm/vm.h"
 
 #define ARRIVAL_FILES_MAX 2
@@ -37,6 +38,8 @@ struct arrival_disk {
 	enum move_disk_mode mode;
 	char device[MOVE_DEVICE_PATH_BYTES];
 	struct move_backing below;
+	struct move_shared shared;
+	uint64_t shared_device, shared_inode; /* what was found of it here */
 };
 #define ARRIVAL_LAYERS_MAX (VM_DISKS_MAX * BLOCK_BACKING_MAX)
 
@@ -153,6 +156,17 @@ int arrival_layer_add(struct arrival *a, unsigned layer, struct conn *conn, stru
 void arrival_layer_close(struct arrival *a);
 /* Every file below has been filled and is closed. */
 int arrival_layers_done(struct arrival *a, struct error *err);
+
+/* move_destination_shared.c: disks that both hosts see */
+bool arrival_is_shared(const struct arrival *a, unsigned disk);
+/* Its part of hello. */
+int arrival_read_shared(struct arrival *a, unsigned disk, json_t *o, struct error *err);
+/* Opened: whether it is the file that was found, with O_DIRECT. */
+int arrival_check_shared(struct arrival *a, struct error *err);
+/* Before READY: the source has given its locks back. */
+int arrival_lock_shared(struct arrival *a, struct error *err);
+/* This host is the owner, durably: its guest may write. */
+void arrival_unfence_shared(struct arrival *a);
 
 /* move_destination_channels.c */
 /* The other side's end of a data channel, proved; fd is taken over. */

@@ -33,6 +33,11 @@ static int add_disk(struct arrival *a, unsigned i, struct conn *conn, struct err
 	pthread_mutex_lock(&a->lock);
 	bool assembled = a->assembled;
 	pthread_mutex_unlock(&a->lock);
+	if (arrival_is_shared(a, i)) {
+		conn_close(conn);
+		return error_set(err, EPROTO, "disk %s: both hosts see it, nothing is copied",
+				 vm->def.disks[i].id);
+	}
 	if (!assembled) {
 		conn_close(conn);
 		return error_set(err, EPROTO, "disk %s: not open yet", vm->def.disks[i].id);

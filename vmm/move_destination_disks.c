@@ -67,6 +67,8 @@ int arrival_read_disk(struct arrival *a, unsigned i, json_t *o, struct error *er
 		return error_set(err, EPROTO, "hello: a raw disk over another file");
 	def->size_bytes = 0;
 	a->nlayers += d->below.nlayers;
+	if (d->mode == MOVE_DISK_SHARED)
+		return arrival_read_shared(a, i, o, err);
 	return d->mode == MOVE_DISK_DEVICE ? read_device(a, i, o, err) : 0;
 }
 
@@ -201,7 +203,7 @@ int arrival_make_images(struct arrival *a, struct error *err)
 		const char *path = a->vm->def.disks[i].path;
 		if (!rc && a->resumed[i])
 			rc = registry_files_add(a->vm->dirfd, path, err);
-		else if (!rc && mode != MOVE_DISK_DEVICE)
+		else if (!rc && mode != MOVE_DISK_DEVICE && mode != MOVE_DISK_SHARED)
 			rc = make_image(a, path, &a->shape[i], err);
 		if (rc)
 			error_prefix(err, "disk %s", a->vm->def.disks[i].id);

@@ -95,6 +95,8 @@ int arrival_hash_start(struct arrival *a, struct error *err)
 	a->hash = h; /* whole: the channel's thread looks at it */
 	int rc = 0;
 	for (unsigned i = 0; !rc && i < a->vm->def.ndisks; i++) {
+		if (arrival_is_shared(a, i))
+			continue;
 		h->zero[i] = mirror_hash_zeroes(a->hash_seed, a->chunk_bytes[i]);
 		rc = witness_create(a->vm->disks[i].local, a->chunk_bytes[i], a->hash_seed, &h->witness[i],
 				    err);
@@ -125,6 +127,9 @@ int arrival_hash_ask(struct arrival *a, const struct frame *f, struct error *err
 	int rc = hash_ask_decode(f->payload, f->len, a->vm->def.ndisks, &ask, err);
 	if (rc)
 		return rc;
+	if (!h->witness[ask.disk])
+		return error_set(err, EPROTO, "hash-ask of disk %s, which both hosts see",
+				 a->vm->def.disks[ask.disk].id);
 	SCOPE_LOCK(&h->lock);
 	if (!h->open || h->closing)
 		return error_set(err, EPROTO, "hash-ask out of turn");
@@ -164,7 +169,8 @@ int arrival_hash_compare(struct arrival *a, const struct frame *f, struct error 
 		return error_errno(err, ENOMEM, "sums");
 	int rc = sums_decode(f->payload, f->len, n, sums, err);
 	for (unsigned i = 0; !rc && i < n; i++)
-		rc = witness_compare(h->witness[i], &sums[i], err);
+		if (h->witness[i])
+			rc = witness_compare(h->witness[i], &sums[i], err);
 	h->agreed = !rc;
 	return rc;
 }

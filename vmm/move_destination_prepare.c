@@ -247,7 +247,7 @@ static int check_space(struct arrival *a, struct error *err)
 	struct statvfs fs;
 	uint64_t space = SPACE_RESERVE_BYTES, there = arrival_partial_bytes(a);
 	for (unsigned i = 0; i < vm->def.ndisks; i++) {
-		if (a->disks[i].mode == MOVE_DISK_DEVICE)
+		if (a->disks[i].mode == MOVE_DISK_DEVICE || arrival_is_shared(a, i))
 			continue;
 		space += a->shape[i].allocated_bytes <
 					 a->shape[i].virtual_bytes + (a->shape[i].virtual_bytes >> 3)
@@ -415,7 +415,7 @@ int arrival_assemble(struct arrival *a, struct error *err)
 	bool read_only[VM_DISKS_MAX];
 	for (unsigned i = 0; i < vm->def.ndisks; i++) {
 		read_only[i] = vm->def.disks[i].read_only;
-		vm->def.disks[i].read_only = false;
+		vm->def.disks[i].read_only &= arrival_is_shared(a, i);
 	}
 	rc = vm_open_disks(vm, err);
 	for (unsigned i = 0; i < vm->def.ndisks; i++) {
@@ -425,6 +425,8 @@ int arrival_assemble(struct arrival *a, struct error *err)
 				       vm->def.disks[i].id, vm->disks[i].local->size_bytes,
 				       a->shape[i].virtual_bytes);
 	}
+	if (!rc)
+		rc = arrival_check_shared(a, err);
 	if (!rc && a->version >= 2)
 		rc = arrival_hash_start(a, err);
 	else if (!rc)

@@ -26,6 +26,7 @@ static bool reread(struct arrival *a)
 		a->owner = true;
 		pthread_mutex_unlock(&a->lock);
 		enum vm_state state = arrival_state(a);
+		arrival_unfence_shared(a);
 		if (state == VM_RUNNING && machine_start(vm->machine, &err))
 			log_error("start: %s", err.message);
 		if (!vm->cold)

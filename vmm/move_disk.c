@@ -15,7 +15,8 @@
 static const char *const modes[] = {[MOVE_DISK_FILE] = "file",
 				    [MOVE_DISK_DEVICE] = "device",
 				    [MOVE_DISK_CHAIN] = "chain",
-				    [MOVE_DISK_REUSE] = "reuse"};
+				    [MOVE_DISK_REUSE] = "reuse",
+				    [MOVE_DISK_SHARED] = "shared"};
 
 const char *move_disk_mode_name(enum move_disk_mode mode)
 {

@@ -15,6 +15,7 @@ enum move_disk_mode {
 	MOVE_DISK_FILE,	  /* an image of its own; what was below the source's is in it */
 	MOVE_DISK_DEVICE, /* a block device that the destination allows */
 	MOVE_DISK_CHAIN,  /* an image over the files that were below the source's, which travel along */
+	MOVE_DISK_SHARED, /* not at all: both hosts see it (vmm/move_shared.h) */
 	MOVE_DISK_REUSE,  /* an image over a file of the destination's with the same content */
 };
 

@@ -97,7 +97,7 @@ static int run_storage(struct move *mv, struct error *err)
 	if (!rc)
 		rc = source_phase_with_peer(mv, "storage", err);
 	for (unsigned i = 0; !rc && i < mv->vm->def.ndisks; i++)
-		rc = source_storage_open(mv, i, 0, err);
+		rc = source_is_shared(mv, i) ? 0 : source_storage_open(mv, i, 0, err);
 	pthread_mutex_lock(&mv->lock);
 	mv->mirrors_on = true;
 	pthread_mutex_unlock(&mv->lock);

@@ -15,6 +15,7 @@
 #include "net/preamble.h"
 #include "vmm/move.h"
 #include "vmm/move_link.h"
+#include "vmm/move_shared.h"
 #include "vmm/vm.h"
 
 /* So many silence limits without an outcome and the command is told that it is in doubt. */
@@ -38,6 +39,9 @@ struct source_disk {
 	char device[MOVE_DEVICE_PATH_BYTES]; /* at the destination */
 	struct move_backing below;
 	uint64_t below_allocated_bytes;
+	struct move_shared shared;
+	char shared_folder[MOVE_SHARED_PATH_BYTES];
+	bool released; /* fenced and unlocked: the destination's, unless it is taken back */
 };
 #define SOURCE_LAYERS_MAX (VM_DISKS_MAX * BLOCK_BACKING_MAX)
 /* What the guest's stop was made of, in microseconds; the sum is the downtime. */
@@ -219,6 +223,21 @@ int source_layers_copy(struct move *mv, struct error *err);
 /* move_source_handover.c */
 /* Pre-copy, pause, last memory and state: 0 = READY. */
 int source_handover(struct move *mv, struct error *err);
+/* move_source_shared.c: disks that both hosts see */
+bool source_is_shared(const struct move *mv, unsigned disk);
+/* Before the destination hears of anything: without --with-storage every disk has to be one. */
+int source_shared_plan(struct move *mv, struct error *err);
+/* The second names, for hello; and away with them. */
+int source_shared_challenge(struct move *mv, struct error *err);
+void source_shared_withdraw(struct move *mv);
+/* While the guest runs: what the flush in the pause need not do. */
+int source_shared_flush(struct move *mv, struct error *err);
+/* In the pause, nothing in flight: flushed, fenced, unlocked. */
+int source_shared_release(struct move *mv, struct error *err);
+/* The record says that the VM stays: locked again, however long that takes, before the guest runs. */
+void source_shared_take_back(struct move *mv);
+/* New reference, NULL: none. */
+json_t *source_shared_paths(const struct move *mv);
 /* move_source_cold.c: of a VM that is stopped */
 /* What only a guest that runs could mean: -EINVAL. */
 int source_cold_options(const struct vm *vm, const struct move_options *opt, struct error *err);

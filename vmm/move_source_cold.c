@@ -25,7 +25,9 @@ static int agree(struct move *mv, struct error *err)
 {
 	if (!source_storage_consistent(mv) || !source_take_sums(mv))
 		return error_set(err, EIO, "a disk fell behind at the last moment");
-	int rc = source_send_sums(mv, err);
+	int rc = source_shared_release(mv, err);
+	if (!rc)
+		rc = source_send_sums(mv, err);
 	if (!rc)
 		rc = move_link_send_bytes(mv->link, FRAME_DEVICE_STATE, NULL, 0, err);
 	struct frame f;

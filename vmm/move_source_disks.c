@@ -130,6 +130,8 @@ static int plan_backing(struct move *mv, unsigned i, struct error *err)
 int source_disks_plan(struct move *mv, struct error *err)
 {
 	int rc = plan_devices(mv, err);
+	if (!rc)
+		rc = source_shared_plan(mv, err);
 	for (unsigned i = 0; !rc && i < mv->vm->def.ndisks; i++)
 		rc = plan_backing(mv, i, err);
 	return rc ? rc : source_images_check(mv, err);
@@ -140,10 +142,12 @@ void source_disk_describe(struct move *mv, unsigned i, json_t *o)
 	const struct source_disk *d = &mv->disks[i];
 	if (d->mode == MOVE_DISK_FILE)
 		return;
+	if (d->mode == MOVE_DISK_SHARED)
+		json_object_set_new(o, "shared", move_shared_to_json(&d->shared));
 	json_object_set_new(o, "mode", json_string(move_disk_mode_name(d->mode)));
 	if (d->mode == MOVE_DISK_DEVICE)
 		json_object_set_new(o, "device", json_string(d->device));
-	else
+	else if (d->mode != MOVE_DISK_SHARED)
 		json_object_set_new(o, "backing", move_backing_to_json(d->mode, &d->below));
 }
 

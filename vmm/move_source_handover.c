@@ -129,6 +129,8 @@ static int pause_and_send(struct move *mv, struct state_writer *w, struct error 
 		unpause(mv);
 		return -EAGAIN;
 	}
+	if (!rc)
+		rc = source_shared_release(mv, err);
 	return rc ? rc : send_last(mv, w, err);
 }
 
@@ -367,6 +369,7 @@ static bool take_back(struct move *mv, const struct error *why)
 		clock_sleep_ms(RECORD_RETRY_MS);
 		e = ERROR_INIT;
 	}
+	source_shared_take_back(mv);
 	unpause(mv);
 	pthread_mutex_lock(&mv->lock);
 	mv->deciding = false;

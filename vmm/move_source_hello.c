@@ -182,6 +182,7 @@ int move_options_parse(json_t *request, struct move_options *opt, struct error *
 		return rc;
 	if (!opt->streams)
 		opt->streams = 1;
+	opt->with_storage = json_is_true(json_object_get(o, "with_storage"));
 	opt->keep_source = json_is_true(json_object_get(o, "keep_source"));
 	opt->rehearse = json_is_true(json_object_get(o, "rehearse"));
 	opt->suspend = json_is_true(json_object_get(o, "suspend"));
@@ -194,7 +195,10 @@ int move_options_parse(json_t *request, struct move_options *opt, struct error *
 
 unsigned source_protocol(const struct move *mv)
 {
-	return mv->vm->cold ? MOVE_PROTOCOL_COLD : MOVE_PROTOCOL_MOST;
+	bool shared = false;
+	for (unsigned i = 0; i < mv->vm->def.ndisks; i++)
+		shared |= source_is_shared(mv, i);
+	return mv->vm->cold || shared ? MOVE_PROTOCOL_COLD : MOVE_PROTOCOL_MOST;
 }
 
 static json_t *populated_regions(struct move *mv)
@@ -487,15 +491,19 @@ int source_hello(struct move *mv, struct error *err)
 		rc = record_attempt(mv, err);
 	if (rc)
 		return rc;
-	json_t *hello = make_hello(mv, files, nfiles, err);
-	if (!hello)
-		return -EIO;
+	rc = source_shared_challenge(mv, err);
+	json_t *hello = rc ? NULL : make_hello(mv, files, nfiles, err);
+	if (!hello) {
+		source_shared_withdraw(mv);
+		return rc ? rc : -EIO;
+	}
 	rc = move_link_send(mv->link, FRAME_HELLO, hello, err);
 	json_decref(hello);
 	struct frame reply;
 	if (!rc)
 		rc = move_link_wait(mv->link, 1u << FRAME_HELLO_OK | 1u << FRAME_REFUSE, hello_timeout_ms(mv),
 				    &reply, err);
+	source_shared_withdraw(mv);
 	if (rc)
 		return error_prefix(err, "%s", mv->opt.peer);
 	if (reply.type == FRAME_REFUSE) {

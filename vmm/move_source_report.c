@@ -68,6 +68,8 @@ static void look(struct report *r)
 	r->done_bytes = r->total_bytes = r->copied_bytes = 0;
 	for (unsigned i = 0; i < mv->vm->def.ndisks; i++) {
 		struct mirror_stats *st = &r->disk[i];
+		if (source_is_shared(mv, i))
+			continue;
 		mirror_stats(mv->vm->disks[i].mirror, st);
 		if (!st->total_bytes)
 			st->total_bytes = mv->vm->disks[i].local->size_bytes;
@@ -139,6 +141,8 @@ static json_t *describe_disks(const struct report *r)
 	json_t *disks = json_array();
 	for (unsigned i = 0; i < r->mv->vm->def.ndisks; i++) {
 		const struct mirror_stats *st = &r->disk[i];
+		if (source_is_shared(r->mv, i))
+			continue;
 		json_array_append_new(disks,
 				      json_pack("{s:s, s:I, s:I, s:I, s:I}", "id", r->mv->vm->def.disks[i].id,
 						"total_bytes", (json_int_t)st->total_bytes, "synced_bytes",
@@ -375,6 +379,9 @@ void source_emit_end(struct move *mv, const char *result, int exit_status, const
 		return;
 	if (mv->vm->cold)
 		json_object_set_new(ev, "cold", json_true());
+	json_t *shared = source_shared_paths(mv);
+	if (shared)
+		json_object_set_new(ev, "shared", shared);
 	if (stood_still)
 		add_blackout(mv, &blackout, ev);
 	json_object_set_new(ev, "uuid", json_string(mv->vm->def.uuid));

@@ -293,11 +293,11 @@ int source_storage_sync(struct move *mv, struct error *err)
 	for (bool all = n == 0; !all;) {
 		all = true;
 		for (unsigned i = 0; i < n; i++) {
-			bool synced;
+			bool synced = true;
 			int rc = source_check(mv, err);
 			if (!rc)
 				rc = source_images_check(mv, err);
-			if (!rc)
+			if (!rc && !source_is_shared(mv, i))
 				rc = sync_step(mv, i, &progress[i], SYNC_ROUND_MS / n, &synced, err);
 			if (rc)
 				return rc;
@@ -314,9 +314,13 @@ int source_storage_flush(struct move *mv, struct error *err)
 	for (unsigned tries = 1;; tries++) {
 		struct error e = ERROR_INIT;
 		int rc = source_storage_sync(mv, err);
+		if (!rc)
+			rc = source_shared_flush(mv, err);
 		if (rc)
 			return rc;
 		for (unsigned i = 0; !rc && i < mv->vm->def.ndisks; i++) {
+			if (source_is_shared(mv, i))
+				continue;
 			rc = mirror_flush_remote(mv->vm->disks[i].mirror, &e);
 			if (rc)
 				error_prefix(&e, "disk %s", mv->vm->def.disks[i].id);
@@ -338,7 +342,7 @@ int source_storage_flush(struct move *mv, struct error *err)
 bool source_storage_consistent(struct move *mv)
 {
 	for (unsigned i = 0; i < mv->vm->def.ndisks; i++)
-		if (!mirror_is_consistent(mv->vm->disks[i].mirror))
+		if (!source_is_shared(mv, i) && !mirror_is_consistent(mv->vm->disks[i].mirror))
 			return false;
 	return true;
 }

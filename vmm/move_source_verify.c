@@ -223,7 +223,7 @@ static int verify_disk(struct move *mv, unsigned i, struct error *err)
 bool source_verified(struct move *mv)
 {
 	for (unsigned i = 0; i < mv->vm->def.ndisks; i++)
-		if (!mirror_is_verified(mv->vm->disks[i].mirror))
+		if (!source_is_shared(mv, i) && !mirror_is_verified(mv->vm->disks[i].mirror))
 			return false;
 	return true;
 }
@@ -246,7 +246,8 @@ static int verify_once(struct move *mv, bool *again, struct error *err)
 	for (unsigned i = 0; !rc && i < mv->vm->def.ndisks; i++) {
 		/* A disk that the destination had already, every chunk of it, is proved by its adoption; the
 		 * root is agreed on all the same. */
-		if (mirror_is_verified(mv->vm->disks[i].mirror) && mv->proof->disks[i].compared)
+		if (source_is_shared(mv, i) ||
+		    (mirror_is_verified(mv->vm->disks[i].mirror) && mv->proof->disks[i].compared))
 			continue;
 		rc = verify_disk(mv, i, err);
 		*again = rc && may_pass(mv, i, rc);
@@ -287,7 +288,7 @@ int source_verify(struct move *mv, struct error *err)
 bool source_take_sums(struct move *mv)
 {
 	for (unsigned i = 0; i < mv->vm->def.ndisks; i++)
-		if (!mirror_sums(mv->vm->disks[i].mirror, &mv->proof->sums[i]))
+		if (!source_is_shared(mv, i) && !mirror_sums(mv->vm->disks[i].mirror, &mv->proof->sums[i]))
 			return false;
 	return true;
 }
@@ -315,6 +316,8 @@ void source_verify_progress(struct move *mv, uint64_t *done, uint64_t *total)
 	*done = *total = 0;
 	for (unsigned i = 0; i < mv->vm->def.ndisks; i++) {
 		struct mirror_stats st;
+		if (source_is_shared(mv, i))
+			continue;
 		mirror_stats(mv->vm->disks[i].mirror, &st);
 		*done += st.verified_bytes;
 		*total += mv->vm->disks[i].local->size_bytes;
@@ -366,7 +369,7 @@ json_t *source_proof_json(const struct move *mv)
 		return json_null();
 	json_t *disks = json_array();
 	for (unsigned i = 0; i < mv->vm->def.ndisks; i++)
-		if (mv->vm->disks[i].local)
+		if (mv->vm->disks[i].local && !source_is_shared(mv, i))
 			json_array_append_new(disks, disk_json(mv, i));
 	char seed[17];
 	snprintf(seed, sizeof seed, "%016llx", (unsigned long long)p->seed);

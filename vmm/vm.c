@@ -86,8 +86,11 @@ int vm_open_disks(struct vm *vm, struct error *err)
 		char path[8400], label[48];
 		int rc = vm_resolve_path(vm, def->path, path, sizeof path, err);
 		snprintf(label, sizeof label, "disk %s", def->id);
-		struct block_open_options opt = {
-			.read_only = def->read_only, .direct = true, .label = label, .run_dir = vm->dir};
+		struct block_open_options opt = {.read_only = def->read_only,
+						 .direct = true,
+						 .label = label,
+						 .run_dir = vm->dir,
+						 .shared = d->shared};
 		struct vm_backing below;
 		if (!rc)
 			rc = vm_backing_paths(vm, i, &below, err);

@@ -24,6 +24,7 @@ struct vm_disk {
 	struct mirror *mirror;
 	struct block *top; /* what the guest's device submits to */
 	struct block_image_info info;
+	bool shared; /* to be opened while another host uses it */
 };
 
 struct move;

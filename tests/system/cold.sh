@@ -44,7 +44,9 @@ allocated=$(($(stat -c %b "$(vm_dir b vm0)/data.raw") / 2048))
 # at once, and it runs; and back while it does
 snvm b start vm0 >/dev/null
 assert_good "$(wait_hb b vm0)"
-refuse 3 "VM vm0 is crashed: snvm start vm0, or snvm stop vm0" bash -c "kill -KILL $(pids_in b snvmm); for i in \$(seq 50); do $BIN/snvm --control $T/b/control.sock list | grep -q crashed && break; sleep 0.1; done; $BIN/snmigrate --control $T/b/control.sock vm0 hosta --with-storage"
+kill -KILL "$(pids_in b snvmm)"
+wait_state b vm0 crashed; sleep 0.5
+refuse 3 "VM vm0 is crashed: snvm start vm0, or snvm stop vm0" snmigrate b vm0 hosta --with-storage
 snvm b start vm0 >/dev/null
 wait_touched b vm0
 snmigrate b vm0 hosta --with-storage >/dev/null || fail "hot after cold: exit $?"

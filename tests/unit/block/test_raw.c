@@ -467,6 +467,43 @@ START_TEST(test_loop_device)
 }
 END_TEST
 
+/* A disk that goes from one process to another while both have it open. */
+START_TEST(test_shared)
+{
+	rig_file("d", MiB);
+	struct block *here = open_disk(rig_path("d"), _i), *there = NULL;
+	struct block_open_options opt = engine(_i);
+	struct error err = ERROR_INIT;
+	opt.shared = true;
+	ck_ok(block_open(rig_path("d"), &opt, &there, &err), err);
+	ck_assert(block_is_direct(there) == block_is_direct(here));
+	rig_fill(here, 1, 4096, 0);
+	/* it sees what the other one wrote, and writes nothing */
+	char buf[4096] = {0};
+	rig_expect(there, 1, 4096, 0);
+	ck_assert_int_eq(block_pwrite(there, buf, sizeof buf, 0), -ESHUTDOWN);
+	ck_assert_int_eq(block_zero(there, 0, 4096, 0), -ESHUTDOWN);
+	ck_assert_int_eq(block_discard(there, 0, 4096), -ESHUTDOWN);
+	ck_assert_int_eq(block_flush(there), 0);
+	ck_assert_int_eq(block_share_lock(there, &err), -EBUSY);
+	/* handed over */
+	block_share_fence(here);
+	block_share_unlock(here);
+	ck_assert_int_eq(block_pwrite(here, buf, sizeof buf, 0), -ESHUTDOWN);
+	ck_ok(block_share_lock(there, &err), err);
+	ck_assert_int_eq(block_share_lock(here, &err), -EBUSY);
+	block_share_unfence(there);
+	rig_fill(there, 2, 4096, 8192);
+	rig_expect(here, 2, 4096, 8192);
+	/* given up there, taken back here */
+	block_close(there);
+	ck_ok(block_share_lock(here, &err), err);
+	block_share_unfence(here);
+	rig_fill(here, 3, 4096, 0);
+	block_close(here);
+}
+END_TEST
+
 START_TEST(test_create)
 {
 	int dir = open(rig_dir, O_RDONLY | O_DIRECTORY);
@@ -511,6 +548,7 @@ int main(void)
 	tcase_add_loop_test(t, test_cut_file_is_an_error, 0, 4);
 	tcase_add_loop_test(t, test_lock_after_kill, 0, 4);
 	tcase_add_loop_test(t, test_loop_device, 0, 4);
+	tcase_add_loop_test(t, test_shared, 0, 4);
 	tcase_add_test(t, test_create);
 	suite_add_tcase(s, t);
 	return rig_main(s);

@@ -58,6 +58,7 @@ START_TEST(everything_is_read)
 			   "[network]\nbridges = br0, br1\n"
 			   "[backing debian]\npath = images/d.qcow2\nformat = qcow2\n"
 			   "[devices]\nallow = /dev/vg0/vm-*, /dev/loop7\n"
+			   "[shared]\npath = /srv/vms/, /mnt/nfs\n"
 			   "[limits]\nretry-for = 90s\nkeep-partial = 2d\nsilence-ms = 1000\nmax-incoming = "
 			   "3\nmoves-per-link = 5\nallow-no-tls = "
 			   "yes\n[programs]\nsnvmm = /x/snvmm\n") == 0,
@@ -82,6 +83,7 @@ START_TEST(everything_is_read)
 	snprintf(want, sizeof want, "%s/images/d.qcow2", dir);
 	ck_assert_str_eq(cfg->backings[0].path, want);
 	ck_assert_str_eq(cfg->backings[0].format, "qcow2");
+	ck_assert_str_eq(cfg->shared, "/srv/vms/, /mnt/nfs");
 	ck_assert(host_config_device_allowed(cfg, "/dev/loop7"));
 	ck_assert(host_config_device_allowed(cfg, "/dev/vg0/vm-a"));
 	static const char *const not_allowed[] = {"/dev/loop6",
@@ -161,6 +163,10 @@ static const struct {
 	{"[host]\ndeny-peers = h2, a/b\n", 2, "'a/b' is not a host name"},
 	{"[limits]\ncertificate-validity = 9s\n", 2, "less than 10 s"},
 	{"[devices]\nallow = /dev/a, vg/*\n", 2, "no absolute path"},
+	{"[shared]\npath = /srv/vms, nfs\n", 2, "no absolute path"},
+	{"[shared]\npath = /srv/../etc\n", 2, "no absolute path"},
+	{"[shared a]\npath = /srv\n", 1, "takes no name"},
+	{"[shared]\nfolder = /srv\n", 2, "unknown key"},
 	{"[backing a]\nformat = vmdk\n", 2, "neither raw nor qcow2"},
 	{"[backing a]\npath = /x\npath = /y\n", 3, "given twice"},
 	{"[backing a/b]\n", 1, "not a name"},
