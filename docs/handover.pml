@@ -86,7 +86,9 @@ byte attempts = 0, crashes = 0, cuts = 0, forces = 0;
 #define D_MUTE (dvm && (dphase == qHELD || dphase == qFAILED)) /* answers nothing: an owner write is in flight, or failed */
 #endif
 /* what D reports as `started`: the VM was let out, and has all of its memory */
-#ifdef MUT_STARTED_WITHOUT_PAGES
+#ifdef COLD /* a VM that is stopped: nothing to start, no memory, and no process waits for the other side */
+#define D_STARTED D_OWNS
+#elif defined(MUT_STARTED_WITHOUT_PAGES)
 #define D_STARTED (dvm && drel)
 #else
 #define D_STARTED (dvm && drel && !dpages)
@@ -176,7 +178,10 @@ end:
 		flush(s2d); flush(d2s); connup = 1; sconn = 1; dconn = 1; sphase = pCOPY; check() }
 	:: atomic { svm && sphase == pCOPY && sconn -> srec = rHANDING; sphase = pHAND; check() }
 	:: atomic { svm && sphase == pHAND && sconn -> srun = 0; d_has = 1; sphase = pPAUSED;
-		if :: spages = 1 :: skip fi; send_s(mSTATE); check() }
+#ifndef COLD
+		if :: spages = 1 :: skip fi;
+#endif
+		send_s(mSTATE); check() }
 	:: atomic { svm && sphase == pPAUSED && sconn && len(d2s) > 0 -> d2s?r, e;
 		if :: r == mREADY && e == sepoch -> send_s(mCOMMIT); sphase = pSENT :: else -> skip fi; check() }
 	/* abort for any reason while COMMIT has not been sent: no promise is needed */
@@ -210,6 +215,9 @@ end:
 	/* the connection is seen to be dead */
 	:: atomic { svm && sconn && !connup -> sconn = 0; flush(d2s); check() }
 	:: atomic { svm && sphase == pSENT && !sconn -> sphase = pDOUBT; check() }
+#ifdef COLD
+	:: atomic { svm && sphase == pDOUBT -> s_crash(); check() }
+#endif
 #ifdef MUT_RESUME_ON_TIMEOUT
 	:: atomic { svm && sphase == pDOUBT -> srec = rOWNER; s_goes_on(); check() }
 #endif
@@ -295,6 +303,9 @@ end:
 	:: atomic { dvm && dconn && dphase == qTOLD && len(s2d) > 0 -> s2d?r, e;
 		if :: r == mMOVED && e == depoch && drec == rOWNERU -> drec = rOWNER; send_d(mACK) :: else -> skip fi;
 		r = 0; e = 0; check() }
+#ifdef COLD
+	:: atomic { dvm && dphase == qTOLD && !dconn && drec == rOWNERU -> d_crash(); check() }
+#endif
 	/* the last page has come */
 	:: atomic { dvm && dpages && spages && linkup && dphase == qTOLD -> dpages = 0; check() }
 	/* the other side has none: what waits for one never runs again, and with it the process ends */
