@@ -76,8 +76,10 @@ struct check_facts {
 	bool dirty_known, dirty_now; /* now: measured for the check, not at its last move */
 
 	/* how it would be moved */
-	unsigned max_downtime_ms; /* aimed at */
-	bool backing_chosen;	  /* --backing was given */
+	unsigned max_downtime_ms;	/* aimed at */
+	bool backing_chosen;		/* --backing was given */
+	bool without_storage;		/* its disks are not copied */
+	uint64_t bandwidth_bytes_per_s; /* a limit that is set; 0: none */
 };
 
 /* Hostile input, both: -EPROTO. What is left out stays as it is. */
@@ -101,6 +103,7 @@ struct check_line {
 struct check_prediction {
 	uint64_t total_ms; /* 0: not known */
 	unsigned downtime_least_ms, downtime_most_ms;
+	uint64_t quick_ms; /* with --quick, how long the guest stands still; 0: not known */
 };
 
 /* Every line, in order; returns how many. */

@@ -433,17 +433,23 @@ void check_predict(const struct check_facts *f, struct check_prediction *out)
 	double link = (double)f->link_bytes_per_s, disk = (double)f->disk_write_bytes_per_s;
 	if (!f->live || link < 1)
 		return;
-	double copied = (double)disk_bytes(f), memory = (double)f->populated_bytes, ms = SETUP_MS;
+	double limit = (double)f->bandwidth_bytes_per_s;
+	if (limit > 0 && limit < link)
+		link = limit;
+	double copied = f->without_storage ? 0 : (double)disk_bytes(f), memory = (double)f->populated_bytes,
+	       ms = SETUP_MS;
 	/* copied over the slower of the two, then both sides read it again */
 	if (copied > 0 && disk >= 1)
 		ms += copied * 1000 / (disk < link ? disk : link) + copied * 1000 / disk;
 	else
 		ms += copied * 1000 / link;
+	double quick = ms - SETUP_MS + memory * 1000 / link;
 	/* what is changed meanwhile travels, too: a geometric sum, cut where it would not end */
 	double dirty = f->dirty_known ? (double)f->dirty_bytes_per_s / link : 0;
 	ms += memory * 1000 / link / (dirty < 0.9 ? 1 - dirty : 0.1);
 	double fixed = PAUSE_FIXED_MS + 2 * (double)f->round_trip_us / 1000 + (double)f->disk_sync_us / 1000;
 	out->total_ms = (uint64_t)(ms < 1e12 ? ms : 1e12);
+	out->quick_ms = (uint64_t)(quick + fixed < 1e12 ? quick + fixed : 1e12);
 	out->downtime_least_ms = (unsigned)fixed;
 	out->downtime_most_ms = (unsigned)fixed + f->max_downtime_ms;
 }

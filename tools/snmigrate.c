@@ -41,7 +41,7 @@ static void usage(FILE *out)
 {
 	fputs("Usage: snmigrate VM HOST [OPTION...]          the same as snmigrate move VM HOST\n"
 	      "       snmigrate move VM HOST [OPTION...]     move a running VM to another host\n"
-	      "         --with-storage      its disks as well (needed for a VM with local disks)\n"
+	      "         --with-storage      its disks as well (needed unless both hosts see them)\n"
 	      "         --max-downtime MS   the budget of the guest's stop (50)\n"
 	      "         --priority WHO      how far a guest that dirties faster than the link carries is "
 	      "slowed: "
@@ -80,6 +80,9 @@ static void usage(FILE *out)
 	      "                             (the files below travel along) or reuse (it has them already)\n"
 	      "         --to-disk DISK=DEV  onto a block device that the other host allows\n"
 	      "         --keep-source       keep the source's files, under a name that nothing can start\n"
+	      "         --quick             stop the guest first, then send all once: shorter in all, all of "
+	      "it "
+	      "downtime\n"
 	      "         --suspend           leave the guest paused at the destination\n"
 	      "         --no-tls            memory and disks unencrypted; both hosts must allow it\n"
 	      "         --receipt FILE      write down, as JSON, what was proved of it\n"

@@ -84,8 +84,11 @@ struct move_options {
 	uint64_t mirror_buffer_bytes;	/* of all disks; 0 = default 64 MiB */
 	bool mirror_buffered;		/* a guest's writes do not wait for the destination */
 	unsigned retry_for_s; /* after a lost link; MOVE_AS_CONFIGURED: as this host's configuration says */
-	unsigned keep_partial_s; /* by the destination; MOVE_AS_CONFIGURED: as its configuration says */
-	bool with_storage;	 /* else its disks are to be seen by both hosts */
+	unsigned keep_partial_s;    /* by the destination; MOVE_AS_CONFIGURED: as its configuration says */
+	bool with_storage;	    /* else its disks are to be seen by both hosts */
+	bool quick;		    /* the guest stands still from before its disks are copied */
+	unsigned quick_most_ms;	    /* for no longer than that; 0 = any time */
+	uint64_t predicted_stop_ms; /* of that; 0 = not known */
 	bool keep_source;
 	bool rehearse; /* ends when the guest would be stopped */
 	bool suspend;  /* the guest stays paused at the destination */

@@ -163,6 +163,8 @@ static int run_attempt(struct move *mv, struct error *err)
 	if (!rc)
 		rc = dial_memory(mv, err);
 	if (!rc)
+		rc = source_quick_pause(mv, err);
+	if (!rc)
 		rc = run_storage(mv, err);
 	if (!rc) {
 		source_set_phase(mv, MOVE_VERIFY, "verify");

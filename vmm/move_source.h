@@ -46,6 +46,7 @@ struct source_disk {
 #define SOURCE_LAYERS_MAX (VM_DISKS_MAX * BLOCK_BACKING_MAX)
 /* What the guest's stop was made of, in microseconds; the sum is the downtime. */
 struct blackout {
+	uint64_t quick_us;  /* --quick: all until the handover */
 	uint64_t stop_us;   /* vCPUs and devices */
 	uint64_t drain_us;  /* requests in flight; the disks agree */
 	uint64_t state_us;  /* device state saved */
@@ -238,6 +239,14 @@ int source_shared_release(struct move *mv, struct error *err);
 void source_shared_take_back(struct move *mv);
 /* New reference, NULL: none. */
 json_t *source_shared_paths(const struct move *mv);
+/* move_source_quick.c */
+int source_quick_parse(json_t *o, struct move_options *opt, struct error *err); /* after "postcopy" */
+/* With --quick: the guest stands still from here on. */
+int source_quick_pause(struct move *mv, struct error *err);
+/* Whether it has for longer than it may: then why. */
+bool source_quick_late(struct move *mv, struct error *why);
+/* move_source_handover.c: the guest goes on here, if it was this move that stopped it. */
+void source_unpause(struct move *mv);
 /* move_source_cold.c: of a VM that is stopped */
 /* What only a guest that runs could mean: -EINVAL. */
 int source_cold_options(const struct vm *vm, const struct move_options *opt, struct error *err);

@@ -85,12 +85,10 @@ static int send_last(struct move *mv, struct state_writer *w, struct error *err)
 	return mv->compare.wanted ? source_compare(mv, buf, len, err) : 0;
 }
 
-static void unpause(struct move *mv)
+void source_unpause(struct move *mv)
 {
-	if (!mv->paused_by_us)
-		return;
 	struct error e = ERROR_INIT;
-	if (machine_start(mv->vm->machine, &e)) {
+	if (mv->paused_by_us && machine_start(mv->vm->machine, &e)) {
 		log_error("resume: %s", e.message);
 		vm_set_state(mv->vm, VM_CRASHED, e.message);
 	}
@@ -110,9 +108,13 @@ static int pause_and_send(struct move *mv, struct state_writer *w, struct error 
 	pthread_mutex_lock(&mv->lock);
 	mv->deciding = true;
 	pthread_mutex_unlock(&mv->lock);
-	mv->was_paused = vm_get_state(vm) == VM_PAUSED;
-	mv->pause_us = clock_now_us();
-	uint64_t at = mv->pause_us;
+	uint64_t at = clock_now_us();
+	if (mv->opt.quick) {
+		mv->blackout.quick_us = at - mv->pause_us;
+	} else {
+		mv->was_paused = vm_get_state(vm) == VM_PAUSED;
+		mv->pause_us = at;
+	}
 	int rc = machine_pause(vm->machine, err);
 	mv->blackout.stop_us = lap(&at);
 	if (!rc)
@@ -125,8 +127,9 @@ static int pause_and_send(struct move *mv, struct state_writer *w, struct error 
 	if (!rc && (!source_storage_consistent(mv) || !source_take_sums(mv)))
 		rc = error_set(err, ETIMEDOUT, "a disk fell behind at the last moment");
 	mv->blackout.drain_us = lap(&at);
-	if (rc == -ETIMEDOUT) {
-		unpause(mv);
+	/* with --quick it has stood still for long, and did nothing */
+	if (rc == -ETIMEDOUT && !mv->opt.quick) {
+		source_unpause(mv);
 		return -EAGAIN;
 	}
 	if (!rc)
@@ -370,10 +373,7 @@ static bool take_back(struct move *mv, const struct error *why)
 		e = ERROR_INIT;
 	}
 	source_shared_take_back(mv);
-	unpause(mv);
-	pthread_mutex_lock(&mv->lock);
-	mv->deciding = false;
-	pthread_mutex_unlock(&mv->lock);
+	source_unpause(mv);
 	struct vm_record rec;
 	if (!vm_record(vm, &rec, NULL) && rec.state == HANDOVER_OWNER_UNCONFIRMED &&
 	    move_forced_start(vm, &e))

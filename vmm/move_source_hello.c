@@ -178,6 +178,8 @@ int move_options_parse(json_t *request, struct move_options *opt, struct error *
 		rc = source_delta_parse(o, opt, err);
 	if (!rc)
 		rc = source_postcopy_parse(o, opt, err);
+	if (!rc)
+		rc = source_quick_parse(o, opt, err);
 	if (rc)
 		return rc;
 	if (!opt->streams)

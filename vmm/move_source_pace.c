@@ -137,7 +137,8 @@ void source_pace_options(struct move *mv, struct mem_sender_options *so)
 
 void source_pace_paused(struct move *mv)
 {
-	mv->pace.lead_us = mv->pause_us - mv->pace.judged_us;
+	/* with --quick the guest had stood still before */
+	mv->pace.lead_us = mv->pause_us > mv->pace.judged_us ? mv->pause_us - mv->pace.judged_us : 0;
 	source_pace_release(mv);
 }
 
@@ -154,7 +155,8 @@ int source_pace_judge(struct move *mv, bool limit_hit, struct error *err)
 	pthread_mutex_lock(&mv->lock);
 	mv->pace.predicted_us = st.predicted_downtime_us;
 	mv->pace.judged_us = clock_now_us();
-	limit_hit &= !mv->postcopy.agreed; /* post-copy is the answer to that */
+	/* post-copy is the answer to that; and who stands still anyway has another budget */
+	limit_hit &= !mv->postcopy.agreed && !mv->opt.quick;
 	bool cancel = limit_hit && mv->opt.on_exceed == MOVE_EXCEED_CANCEL;
 	mv->pace.cancelled |= cancel;
 	pthread_mutex_unlock(&mv->lock);
@@ -187,14 +189,14 @@ void source_pace_progress(struct move *mv, json_t *ev)
 	if (!mv->mem.total_bytes)
 		return;
 	percent = machine_slowed(mv->vm->machine, &vcpus);
-	add_prediction(ev, mv->mem.predicted_downtime_us);
+	add_prediction(ev, mv->opt.quick ? mv->opt.predicted_stop_ms * 1000 : mv->mem.predicted_downtime_us);
 	json_object_set_new(ev, "guest_slowed_percent", json_integer(percent));
 	json_object_set_new(ev, "guest_slowed_vcpus", json_integer(vcpus));
 }
 
 void source_pace_result(struct move *mv, json_t *ev)
 {
-	add_prediction(ev, mv->pace.predicted_us);
+	add_prediction(ev, mv->opt.quick ? mv->opt.predicted_stop_ms * 1000 : mv->pace.predicted_us);
 	json_object_set_new(ev, "max_downtime_ms", json_integer(mv->opt.max_downtime_ms));
 	json_object_set_new(ev, "guest_slowed_percent", json_integer(mv->pace.most_percent));
 	json_object_set_new(ev, "guest_slowed_ms", json_integer((json_int_t)mv->pace.slowed_ms));

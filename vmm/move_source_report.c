@@ -260,6 +260,11 @@ static void *tick(void *arg)
 			pthread_cond_timedwait(&mv->changed, &mv->lock, &until);
 		if (mv->ticker_started)
 			report_once(&r);
+		struct error late = ERROR_INIT;
+		pthread_mutex_unlock(&mv->lock);
+		if (source_quick_late(mv, &late))
+			source_interrupt(mv, &late);
+		pthread_mutex_lock(&mv->lock);
 	}
 	pthread_mutex_unlock(&mv->lock);
 	return NULL;
@@ -306,9 +311,9 @@ static void add_blackout(struct move *mv, const struct blackout *b, json_t *ev)
 	const struct {
 		const char *name;
 		uint64_t us;
-	} parts[] = {{"stop_us", b->stop_us},	 {"drain_us", b->drain_us}, {"dirty_us", b->dirty_us},
-		     {"state_us", b->state_us},	 {"send_us", b->send_us},   {"load_us", b->load_us},
-		     {"resume_us", b->resume_us}};
+	} parts[] = {{"quick_us", b->quick_us}, {"stop_us", b->stop_us},    {"drain_us", b->drain_us},
+		     {"dirty_us", b->dirty_us}, {"state_us", b->state_us},  {"send_us", b->send_us},
+		     {"load_us", b->load_us},	{"resume_us", b->resume_us}};
 	for (unsigned i = 0; i < ARRAY_SIZE(parts); i++)
 		json_object_set_new(ev, parts[i].name, json_integer((json_int_t)parts[i].us));
 	log_info("move to %s: the guest stood still: stop %llu us, drain %llu, state %llu, dirty log %llu, "

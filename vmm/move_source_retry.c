@@ -122,6 +122,8 @@ bool source_try_again(struct move *mv, struct error *err)
 	}
 	source_close_channels(mv);
 	source_proof_free(mv);
+	source_unpause(mv); /* --quick */
+	mv->pause_us = 0;
 	struct error e = ERROR_INIT;
 	int rc = begin_anew(mv, &e);
 	if (!rc)

@@ -194,6 +194,7 @@ const struct option snmigrate_move_options[] = {
 	{"json", no_argument, NULL, 'j'},
 	{"plain", no_argument, NULL, 'l'},
 	{"keep-source", no_argument, NULL, 'k'},
+	{"quick", no_argument, NULL, 'q'},
 	{"suspend", no_argument, NULL, 'p'},
 	{"no-tls", no_argument, NULL, 'n'},
 	{"max-downtime", required_argument, NULL, 'd'},
@@ -252,6 +253,9 @@ static int move_or_rehearse(struct snmigrate *s, int argc, char **argv, bool reh
 			break;
 		case 'k':
 			json_object_set_new(options, "keep_source", json_true());
+			break;
+		case 'q':
+			json_object_set_new(options, "quick", json_true());
 			break;
 		case 'p':
 			json_object_set_new(options, "suspend", json_true());

@@ -350,6 +350,20 @@ START_TEST(predictions)
 	ck_assert_uint_lt(p.total_ms, 46000);
 	ck_assert_uint_eq(p.downtime_most_ms - p.downtime_least_ms, 50);
 	ck_assert_uint_lt(p.downtime_least_ms, 10);
+	/* a guest that stands still dirties nothing: the same but for the connections, and what the link
+	 * costs once */
+	ck_assert_uint_gt(p.quick_ms, 43000);
+	ck_assert_uint_lt(p.quick_ms, p.total_ms);
+	f.without_storage = true;
+	struct check_prediction memory;
+	check_predict(&f, &memory);
+	ck_assert_uint_gt(memory.quick_ms, 1000);
+	ck_assert_uint_lt(memory.quick_ms, 1200);
+	f.bandwidth_bytes_per_s = 100000000;
+	check_predict(&f, &memory);
+	ck_assert_uint_gt(memory.quick_ms, 10000);
+	f.without_storage = false;
+	f.bandwidth_bytes_per_s = 0;
 	f.link_bytes_per_s = 100000000;
 	struct check_prediction slower;
 	check_predict(&f, &slower);
@@ -357,9 +371,22 @@ START_TEST(predictions)
 	f.dirty_bytes_per_s = 90000000; /* of 100 */
 	check_predict(&f, &p);
 	ck_assert_uint_gt(p.total_ms, slower.total_ms + 60000);
+	ck_assert_uint_eq(p.quick_ms, slower.quick_ms);
 	f.link_bytes_per_s = 0;
 	check_predict(&f, &p);
 	ck_assert_uint_eq(p.total_ms, 0);
+	ck_assert_uint_eq(p.quick_ms, 0);
+}
+END_TEST
+
+/* It has no process to tell what it needs: only what does not depend on that is judged. */
+START_TEST(a_stopped_vm_may_be_moved)
+{
+	strcpy(f.state, "stopped");
+	f.live = false;
+	unsigned count = check_judge(&f, lines);
+	ck_assert_int_eq(line_named(count, "vm")->grade, CHECK_PASS);
+	ck_assert(strstr(line_named(count, "vm")->text, "is stopped on hosta"));
 }
 END_TEST
 
@@ -459,6 +486,7 @@ int main(void)
 	tcase_add_loop_test(tc, each_line_provoked, 0, ARRAY_SIZE(provoked));
 	tcase_add_test(tc, what_is_not_known_is_not_judged);
 	tcase_add_test(tc, predictions);
+	tcase_add_test(tc, a_stopped_vm_may_be_moved);
 	tcase_add_test(tc, facts_of_the_destination);
 	tcase_add_loop_test(tc, hostile_facts, 0, ARRAY_SIZE(hostile));
 	tcase_add_test(tc, facts_of_the_vm);

@@ -100,9 +100,28 @@ START_TEST(deltas_are_agreed_upon)
 }
 END_TEST
 
+START_TEST(quick)
+{
+	struct move_options opt;
+	ck_assert_int_eq(parse("{}", &opt, NULL), 0);
+	ck_assert(!opt.quick);
+	/* what is the default of a guest that runs is no limit for one that stands still */
+	ck_assert_int_eq(parse("{\"quick\":true}", &opt, NULL), 0);
+	ck_assert(opt.quick);
+	ck_assert_uint_eq(opt.quick_most_ms, 0);
+	ck_assert_uint_eq(opt.predicted_stop_ms, 0);
+	ck_assert_int_eq(
+		parse("{\"quick\":true,\"max_downtime_ms\":9000,\"predicted_stop_ms\":1234}", &opt, NULL), 0);
+	ck_assert_uint_eq(opt.quick_most_ms, 9000);
+	ck_assert_uint_eq(opt.predicted_stop_ms, 1234);
+}
+END_TEST
+
 static const struct {
 	const char *options, *named;
 } wrong[] = {
+	{"{\"quick\":true,\"postcopy\":\"auto\"}", "postcopy"},
+	{"{\"quick\":true,\"mirror\":\"buffered\"}", "mirror buffered"},
 	{"{\"priority\":\"fast\"}", "priority"},
 	{"{\"priority\":\"\"}", "priority"},
 	{"{\"priority\":1}", "priority"},
@@ -135,6 +154,7 @@ int main(void)
 	tcase_add_test(t, what_somebody_says);
 	tcase_add_test(t, former_pages_are_bounded);
 	tcase_add_test(t, deltas_are_agreed_upon);
+	tcase_add_test(t, quick);
 	tcase_add_loop_test(t, what_is_wrong_is_named, 0, sizeof wrong / sizeof *wrong);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
