@@ -16,23 +16,27 @@
 
 #define LOG_TAIL_BYTES	    (64u << 10)
 #define COLD_END_TIMEOUT_MS 5000
+#define COLD_LOOK_MS	    100
 
 int vm_check_no_cold_move(struct daemon *d, struct vm_ref *vm, struct error *err)
 {
-	if (!keeper_is_live(vm->keeper))
-		return 0;
-	json_t *o = vm_describe(d, vm, true);
-	const char *state = json_string_value(json_object_get(o, "state"));
-	bool cold = state && !strcmp(state, vm_state_name(VM_STOPPED));
-	bool moving = json_is_object(json_object_get(o, "migrating"));
-	json_decref(o);
-	if (cold && moving)
-		return error_set(
-			err, EBUSY,
-			"VM %s is stopped, and being moved: wait for its end, or snmigrate cancel %s",
-			vm->rec.name, vm->rec.name);
-	if (cold)
-		keeper_wait_dead(vm->keeper, COLD_END_TIMEOUT_MS);
+	uint64_t deadline = clock_now_ms() + COLD_END_TIMEOUT_MS;
+	while (keeper_is_live(vm->keeper) && clock_now_ms() < deadline) {
+		json_t *o = vm_describe(d, vm, true);
+		const char *state = json_string_value(json_object_get(o, "state"));
+		bool cold = state && !strcmp(state, vm_state_name(VM_STOPPED));
+		bool moving = json_is_object(json_object_get(o, "migrating"));
+		json_decref(o);
+		if (!cold)
+			return 0;
+		if (moving)
+			return error_set(err, EBUSY,
+					 "VM %s is stopped, and being moved: wait for its end, or snmigrate "
+					 "cancel %s",
+					 vm->rec.name, vm->rec.name);
+		/* it has not been told to yet, or is ending */
+		keeper_wait_dead(vm->keeper, COLD_LOOK_MS);
+	}
 	return 0;
 }
 

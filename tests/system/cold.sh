@@ -8,6 +8,7 @@ require_kvm
 DISK_MB=32 FILL_MB=8
 hosts_up
 cases=0
+declare -A ran
 
 sums() { # HOST VM: of what both disks read as
 	local d
@@ -107,7 +108,8 @@ ends() {
 	[ ! -e "$(vm_dir "$o" $vm)" ] || fail "$vm: its folder is still at host$o"
 	[ "$(sums "$h" $vm)" = "$want" ] || fail "$vm: the disks differ"
 	snvm "$h" start $vm >/dev/null || fail "$vm does not start"
-	assert_good "$(wait_hb "$h" $vm)"
+	[ -n "${ran[$h]:-}" ] || assert_good "$(wait_hb "$h" $vm)"
+	ran[$h]=1
 	snvm "$h" stop --force $vm >/dev/null
 	snvm "$h" delete $vm >/dev/null
 }
