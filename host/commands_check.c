@@ -154,6 +154,31 @@ void check_collect(struct daemon *d, struct vm_ref *vm, const char *host, unsign
 	ask_destination(d, vm, measure & CHECK_MEASURE_HOST, f);
 }
 
+int check_quick(struct daemon *d, struct vm_ref *vm, const char *host, json_t *options, struct error *err)
+{
+	struct check_facts *f = calloc(1, sizeof *f);
+	struct check_prediction p;
+	const json_t *most = json_object_get(options, "max_downtime_ms");
+	json_int_t bandwidth = json_integer_value(json_object_get(options, "bandwidth_bytes_per_s"));
+	if (!f)
+		return error_errno(err, ENOMEM, "prediction");
+	f->without_storage = !json_is_true(json_object_get(options, "with_storage"));
+	f->bandwidth_bytes_per_s = bandwidth > 0 ? (uint64_t)bandwidth : 0;
+	check_collect(d, vm, host, CHECK_MEASURE_HOST, f);
+	check_predict(f, &p);
+	check_facts_free(f);
+	free(f);
+	if (p.quick_ms && json_is_integer(most) && (json_int_t)p.quick_ms > json_integer_value(most))
+		return error_set(
+			err, ETIME,
+			"VM %s would stand still for about %.1f s (--quick), and %lld ms are allowed "
+			"(--max-downtime): allow more, or leave --quick out",
+			vm->rec.name, (double)p.quick_ms / 1000, (long long)json_integer_value(most));
+	if (p.quick_ms)
+		json_object_set_new(options, "predicted_stop_ms", json_integer((json_int_t)p.quick_ms));
+	return 0;
+}
+
 int command_check(struct command_context *c, struct error *err)
 {
 	struct daemon *d = c->daemon;

@@ -14,7 +14,6 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "host/ask.h"
-#include "host/check.h"
 #include "host/daemon.h"
 #include "host/exit.h"
 #include "host/recorder.h"
@@ -235,35 +234,6 @@ static int check_move(struct command_context *c, struct follow *f, const char *h
 	return 0;
 }
 
-/*
- * --quick: for how long the guest will stand still, by what both hosts and the link tell now; refused where
- * it is known to be longer than it may. The VM's snvmm holds the move to it.
- */
-static int predict_quick(struct follow *f, json_t *options, struct error *err)
-{
-	struct check_facts *facts = calloc(1, sizeof *facts);
-	struct check_prediction p;
-	const json_t *most = json_object_get(options, "max_downtime_ms");
-	json_int_t bandwidth = json_integer_value(json_object_get(options, "bandwidth_bytes_per_s"));
-	if (!facts)
-		return error_errno(err, ENOMEM, "prediction");
-	facts->without_storage = !json_is_true(json_object_get(options, "with_storage"));
-	facts->bandwidth_bytes_per_s = bandwidth > 0 ? (uint64_t)bandwidth : 0;
-	check_collect(f->c->daemon, &f->vm, f->destination, CHECK_MEASURE_HOST, facts);
-	check_predict(facts, &p);
-	check_facts_free(facts);
-	free(facts);
-	if (p.quick_ms && json_is_integer(most) && (json_int_t)p.quick_ms > json_integer_value(most))
-		return error_set(
-			err, ETIME,
-			"VM %s would stand still for about %.1f s (--quick), and %lld ms are allowed "
-			"(--max-downtime): allow more, or leave --quick out",
-			f->vm.rec.name, (double)p.quick_ms / 1000, (long long)json_integer_value(most));
-	if (p.quick_ms)
-		json_object_set_new(options, "predicted_stop_ms", json_integer((json_int_t)p.quick_ms));
-	return 0;
-}
-
 /* A move that did not begin has no use for the process that was started for it. */
 static void end_cold(struct follow *f)
 {
@@ -293,7 +263,7 @@ int command_move(struct command_context *c, struct error *err)
 	snprintf(f.destination, sizeof f.destination, "%s", peer.name);
 	f.epoch = f.vm.rec.epoch + 1;
 	if (json_is_true(json_object_get(options, "quick")) && !f.cold)
-		rc = predict_quick(&f, options, err);
+		rc = check_quick(d, &f.vm, f.destination, options, err);
 	if (!rc && f.cold)
 		rc = vm_start(d, &f.vm, VM_START_COLD, err);
 	if (rc < 0)

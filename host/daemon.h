@@ -173,6 +173,11 @@ int command_check(struct command_context *c, struct error *err);
 struct check_facts;
 void check_collect(struct daemon *d, struct vm_ref *vm, const char *host, unsigned measure,
 		   struct check_facts *f);
+/*
+ * A move with --quick: for how long the guest will stand still, by what both hosts and the link tell now,
+ * goes into its options ("predicted_stop_ms"); -ETIME where that is known to be longer than they allow.
+ */
+int check_quick(struct daemon *d, struct vm_ref *vm, const char *host, json_t *options, struct error *err);
 /* host/commands_evacuate.c */
 int command_evacuate(struct command_context *c, struct error *err);
 int command_return(struct command_context *c, struct error *err);
