@@ -23,7 +23,7 @@ static void put(const char *path, const char *text)
 static void setup(void)
 {
 	char path[200];
-	strcpy(top, "/tmp/snm-shared.XXXXXX");
+	strcpy(top, "/tmp/move-shared.XXXXXX");
 	ck_assert(mkdtemp(top) != NULL);
 	snprintf(at_a, sizeof at_a, "%s/a", top);
 	mkdir(at_a, 0700);
