@@ -53,7 +53,7 @@ enum move_verdict {
 
 struct move_outcome {
 	enum move_verdict verdict;
-	char result[24]; /* moved, refused, failed, cancelled, in-doubt, crashed, unknown; "" while under way
+	char result[24]; /* moved, rehearsed, refused, failed, cancelled, in-doubt, crashed, unknown; "" while under way
 			  */
 	int exit;	 /* host/exit.h */
 	char reason[ERROR_MESSAGE_BYTES];

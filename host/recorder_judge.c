@@ -139,10 +139,15 @@ static void judge_ended_arrival(const struct move_facts *f, struct move_outcome 
 		say(out, MOVE_OVER, "failed", EXIT_FAILED, "%s", otherwise);
 }
 
+/* Owned here. A provisional line says what it would come to if its snvmm ended before the last memory came;
+ * it writes another one before it stops working on that. */
 static void judge_arrived(const struct move_facts *f, struct move_outcome *out)
 {
-	if (!f->stored && f->live && f->patient)
+	bool provisional = json_is_true(json_object_get(f->stored, "provisional"));
+	if (f->live && f->patient && (!f->stored || provisional))
 		say(out, MOVE_UNDER_WAY, "", 0, "%s", "");
+	else if (!strcmp(text(f->stored, "result"), "crashed"))
+		say_stored(out, f->stored);
 	else
 		say(out, MOVE_OVER, "moved", EXIT_MOVED, "%s", "");
 }
@@ -162,6 +167,10 @@ static void judge_this_arrival(const struct move_facts *f, struct move_outcome *
 		if (rec->flags & RECORD_HIGHER_SEEN || f->doubt)
 			say(out, MOVE_WAITING, "in-doubt", EXIT_IN_DOUBT, "%s",
 			    *rec->reason ? rec->reason : "the source shows a later epoch");
+		else if (f->live && f->busy)
+			say(out, MOVE_UNDER_WAY, "", 0, "%s", "");
+		else if (!f->live && !strcmp(text(f->stored, "result"), "crashed"))
+			say(out, MOVE_WAITING, "crashed", EXIT_CRASHED, "%s", text(f->stored, "reason"));
 		else
 			say(out, MOVE_WAITING, "moved", EXIT_MOVED,
 			    "the VM is here; %s has not confirmed it yet", f->peer);
@@ -171,7 +180,11 @@ static void judge_this_arrival(const struct move_facts *f, struct move_outcome *
 				    *rec->reason ? rec->reason : "given up before the VM started here");
 		break;
 	default:
-		judge_arrived(f, out);
+		/* its last memory is on the way */
+		if (f->live && f->busy)
+			say(out, MOVE_UNDER_WAY, "", 0, "%s", "");
+		else
+			judge_arrived(f, out);
 	}
 }
 

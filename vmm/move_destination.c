@@ -301,7 +301,7 @@ static int run_commit(struct arrival *a, struct frame *commit, struct error *err
 		return 0;
 	}
 	pthread_mutex_lock(&a->lock);
-	a->owner = true;
+	__atomic_store_n(&a->owner, true, __ATOMIC_RELAXED);
 	pthread_mutex_unlock(&a->lock);
 	fault_point("d-owner-recorded");
 	arrival_unfence_shared(a);
@@ -366,9 +366,12 @@ static void give_up(struct arrival *a, const struct error *why)
 			       NULL);
 		json_decref(o);
 	}
-	bool refused = !a->rel[0];
-	arrival_note_end(a, refused ? "refused" : "failed", refused ? EXIT_REFUSED : EXIT_FAILED,
-			 why->message, NULL);
+	if (!a->rel[0])
+		arrival_note_end(a, "refused", EXIT_REFUSED, why->message, NULL);
+	else if (a->link && move_link_rehearsed(a->link))
+		arrival_note_end(a, "rehearsed", EXIT_MOVED, "", NULL);
+	else
+		arrival_note_end(a, "failed", EXIT_FAILED, why->message, NULL);
 	prefault_stop(a);
 	arrival_postcopy_abort(a);
 	arrival_channels_close(a);
@@ -394,6 +397,7 @@ static void arrival_init(struct arrival *a, struct vm *vm, struct jsonl *daemon)
 	a->begun_ms = clock_now_ms();
 	a->daemon = daemon;
 	pthread_mutex_init(&a->lock, NULL);
+	pthread_mutex_init(&a->note_lock, NULL);
 	cond_init_monotonic(&a->changed);
 	a->faults_fd = -1;
 	for (unsigned i = 0; i < ARRIVAL_FILES_MAX; i++)
@@ -608,7 +612,7 @@ static int serve(struct arrival *a, int fd, bool paired, bool *became_owner, str
 	vm->arrived = true;
 	if (!a->write_failed) {
 		arrival_settle_in(a);
-		arrival_note_end(a, "moved", EXIT_MOVED, "", NULL);
+		arrival_note_owned(a, NULL);
 	}
 	arrival_hash_stop(a);
 	/* the data channels are done, but for those of pages that are missing; the control channel stays for
@@ -641,6 +645,7 @@ static void arrival_free(struct arrival *a)
 	arrival_hash_free(a);
 	tls_context_free(a->tls);
 	json_decref(a->cpu);
+	json_decref(a->figures);
 	free(a->regions);
 	mem_prefault_free(a->prefault);
 	frame_release(&a->state);

@@ -99,6 +99,9 @@ struct arrival {
 	struct frame state;	  /* with `verify`: the device state that was loaded */
 	uint64_t *later;	  /* likewise: the pages that were missing then; NULL: none */
 
+	pthread_mutex_t note_lock; /* over the writing of a last line by arrival_note_owned */
+	json_t *figures;	   /* note_lock: the source's, with MOVED */
+
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
 	struct nbd_server *nbd[VM_DISKS_MAX];
@@ -115,7 +118,7 @@ struct arrival {
 	bool channel_up;    /* control */
 	bool commit;	    /* COMMIT was read */
 	bool abandoned;	    /* durably */
-	bool owner;	    /* durably */
+	bool owner;	    /* durably; also read without the lock, atomically */
 	bool write_failed;  /* the owner record could not be written: nobody knows */
 	bool confirmed;
 	bool answers; /* the source does, at the last question */
@@ -188,7 +191,8 @@ unsigned arrival_postcopy_token(const struct arrival *a, const char *token);
 int arrival_postcopy_add(struct arrival *a, unsigned channel, struct conn *conn, struct error *err);
 /* The last round is here: from now on who touches a page that it only named waits for it. */
 int arrival_postcopy_begin(struct arrival *a, struct error *err);
-bool arrival_is_paging(struct arrival *a); /* any thread */
+bool arrival_is_paging(struct arrival *a);					/* any thread */
+bool arrival_postcopy_stats(struct arrival *a, struct mem_postcopy_stats *out); /* false: not agreed on */
 /* Of a VM that never ran: nothing waits for pages any more. Any thread. */
 void arrival_postcopy_abort(struct arrival *a);
 /* The VM is owned here: waits for its pages in the background, then closes the channels. */
@@ -217,6 +221,10 @@ int arrival_compare(struct arrival *a, const struct frame *verify, struct error 
  * as it sent them; may be NULL. */
 void arrival_note_end(struct arrival *a, const char *result, int exit_status, const char *reason,
 		      const json_t *figures);
+/* The last line of an arrival that owns the VM. While pages are missing it is that of a guest that crashed,
+ * with "provisional": this process could not write it any more then. To be called again when they are here.
+ * `figures` as above, remembered. Any thread. */
+void arrival_note_owned(struct arrival *a, const json_t *figures);
 const char *arrival_stage_name(struct arrival *a);
 
 /* move_destination_reread.c: the owner record could not be written, so nobody knows what the medium holds:

@@ -141,7 +141,7 @@ static void *confirm_thread(void *arg)
 		struct handover_report r = {.heard = true, .state = HANDOVER_MOVED, .epoch = a->epoch};
 		if (arrival_settle(a, &r, &err) == HANDOVER_ACT_CONFIRM && !err.code)
 			move_link_send(a->link, FRAME_MOVED_ACK, NULL, NULL);
-		arrival_note_end(a, "moved", EXIT_MOVED, "", json_object_get(f.json, "figures"));
+		arrival_note_owned(a, json_object_get(f.json, "figures"));
 		frame_release(&f);
 	}
 	pthread_mutex_lock(&a->lock);

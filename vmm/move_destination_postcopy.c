@@ -136,6 +136,14 @@ void arrival_postcopy_abort(struct arrival *a)
 		mem_postcopy_dest_abort(d);
 }
 
+bool arrival_postcopy_stats(struct arrival *a, struct mem_postcopy_stats *out)
+{
+	struct mem_postcopy_dest *d = pages_of(a);
+	if (d)
+		mem_postcopy_dest_stats(d, out);
+	return d != NULL;
+}
+
 static void remember(struct vm *vm, const char *why)
 {
 	struct vm_record rec;
@@ -158,6 +166,7 @@ static void memory_lost(struct arrival *a)
 		 a->peer, st.missing_pages * (MEM_PAGE_BYTES >> 10));
 	log_error("%s: the guest has crashed", why);
 	remember(a->vm, why);
+	arrival_note_end(a, "crashed", EXIT_CRASHED, why, NULL);
 	_exit(EXIT_CRASHED);
 }
 
@@ -192,6 +201,8 @@ static void *pager_thread(void *arg)
 		log_info("post-copy: %" PRIu64 " pages are here; %" PRIu64 " faults waited %" PRIu64
 			 " us in the middle, %" PRIu64 " at most; %u sessions",
 			 st.total_pages, st.faults, st.fault_median_us, st.fault_worst_us, st.sessions);
+	if (!rc)
+		arrival_note_owned(a, NULL);
 	arrival_channels_close(a);
 	return NULL;
 }

@@ -23,7 +23,7 @@ static bool reread(struct arrival *a)
 	if (rec.state == HANDOVER_OWNER_UNCONFIRMED && rec.epoch == a->epoch) {
 		pthread_mutex_lock(&a->lock);
 		a->write_failed = false;
-		a->owner = true;
+		__atomic_store_n(&a->owner, true, __ATOMIC_RELAXED);
 		pthread_mutex_unlock(&a->lock);
 		enum vm_state state = arrival_state(a);
 		arrival_unfence_shared(a);

@@ -26,6 +26,7 @@ struct move_link {
 	struct frame queue[QUEUE_MAX_FRAMES];
 	unsigned head, count;
 	bool is_failed, closing;
+	bool rehearsed; /* as the peer said */
 	struct error why;
 
 	pthread_mutex_t send_lock;
@@ -58,6 +59,12 @@ bool move_link_failed(struct move_link *l, struct error *why)
 	if (l->is_failed)
 		error_copy(why, &l->why);
 	return l->is_failed;
+}
+
+bool move_link_rehearsed(struct move_link *l)
+{
+	SCOPE_LOCK(&l->lock);
+	return l->rehearsed;
 }
 
 struct conn *move_link_conn(struct move_link *l)
@@ -142,6 +149,9 @@ static int take_frame(struct move_link *l, struct frame *f, struct error *err)
 		return 0;
 	case FRAME_ABORT: {
 		const char *s = f->json ? json_string_value(json_object_get(f->json, "reason")) : NULL;
+		pthread_mutex_lock(&l->lock);
+		l->rehearsed = json_is_true(json_object_get(f->json, "rehearsed"));
+		pthread_mutex_unlock(&l->lock);
 		return error_set(err, ECONNABORTED, "the other host ended the move: %s",
 				 s ? s : "no reason given");
 	}

@@ -48,6 +48,8 @@ int move_link_wait(struct move_link *l, uint32_t mask, unsigned timeout_ms, stru
 /* Ends the channel from this side; the first reason stays. */
 void move_link_fail(struct move_link *l, const struct error *why);
 bool move_link_failed(struct move_link *l, struct error *why);
+/* The peer's ABORT said that it had got as far as it was meant to. */
+bool move_link_rehearsed(struct move_link *l);
 struct conn *move_link_conn(struct move_link *l);
 /* Joins the threads and closes. NULL is fine. */
 void move_link_free(struct move_link *l);

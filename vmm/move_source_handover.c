@@ -387,6 +387,8 @@ struct outcome source_end_failed(struct move *mv, const struct error *why)
 {
 	if (mv->link && !mv->commit) {
 		json_t *o = json_pack("{s:o}", "reason", jsonl_text(why->message));
+		if (mv->rehearsed)
+			json_object_set_new(o, "rehearsed", json_true());
 		move_link_send(mv->link, FRAME_ABORT, o, NULL);
 		json_decref(o);
 	}

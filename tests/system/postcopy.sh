@@ -48,6 +48,16 @@ arrived() { # PERCENT of the missing pages, or more
 	done
 	fail "$1 % of the pages are not there: $(tail -n 1 "$T/move.json")"
 }
+# What the destination's journal says of the last arrival, as soon as it says so.
+journal_says() { # HOST VM "RESULT EXIT PHASE"
+	local i said
+	for i in $(seq 150); do
+		said=$(snmigrate "$1" history "$2" --json | jq -r 'select(.direction == "in") | "\(.result) \(.exit) \(.phase)"' | tail -n 1)
+		[ "$said" = "$3" ] && return 0
+		sleep 0.1
+	done
+	fail "the journal of host$1 says '$said' of $2, not '$3': $(snmigrate "$1" history "$2" --json)"
+}
 snvmm_pid() { snvm "$1" info "$2" --json | jq -r .pid; }
 
 native_vm a vm1 256M "$(guest_does 80)"
@@ -64,6 +74,10 @@ for n in $(seq "$MOVES"); do
 	[ "$(vm_state $here vm1)" = absent ] || fail "move $n: the source still lists it"
 	[ ! -e "$(vm_dir $here vm1)" ] || fail "move $n: the source's folder is still there"
 	hb=$(wait_hb $there vm1 "$seq"); assert_good "$hb"
+	journal_says $there vm1 "moved 0 cleanup"
+	snmigrate $there history vm1 --json | jq -se --argjson e "$end" 'map(select(.direction == "in"))[-1].details
+		| .postcopy.pages == $e.postcopy.pages and .postcopy.remaining_bytes == 0 and .memory_bytes == $e.memory_bytes' >/dev/null ||
+		fail "move $n: the destination's journal: $(snmigrate $there history vm1 --json | tail -n 1), the source's end: $end"
 	echo "move $n host$here -> host$there: $(figure "$end")"
 	here=$there
 done
@@ -80,6 +94,7 @@ for case in $CASES; do
 	[ "$(vm_state a "$vm")" = absent ] && [ "$(vm_state b "$vm")" = running ] ||
 		fail "$case: in post-copy: hosta $(vm_state a "$vm"), hostb $(vm_state b "$vm")"
 	[ -e "$(vm_dir a "$vm")" ] || fail "$case: the source's files went before its memory"
+	journal_says b "$vm" "null null postcopy"
 	snmigrate a cancel "$vm" 2>"$T/cancel.err" && fail "$case: it was cancelled"
 	grep -q "too late to cancel" "$T/cancel.err" || fail "$case: cancel: $(cat "$T/cancel.err")"
 	snvm b pause "$vm" 2>"$T/pause.err" && fail "$case: it was paused"
@@ -101,6 +116,7 @@ for case in $CASES; do
 			and .postcopy.pages_sent <= .postcopy.pages * 1.1' <<<"$end" >/dev/null || fail "$case: $end"
 		hb=$(wait_hb b "$vm" "$((seq + 5))"); assert_good "$hb"
 		[ ! -e "$(vm_dir a "$vm")" ] || fail "$case: the source's folder is still there"
+		journal_says b "$vm" "moved 0 cleanup"
 		;;
 	source-snvmm | give-up)
 		if [ "$case" = give-up ]; then
@@ -126,6 +142,7 @@ for case in $CASES; do
 		[ "$(vm_state a "$vm")" = absent ] || fail "$case: hosta lists it as $(vm_state a "$vm")"
 		for _ in $(seq 50); do [ -z "$(pids_in a snvmm)" ] && break; sleep 0.1; done
 		[ -z "$(pids_in a snvmm)" ] || fail "$case: hosta has a snvmm still"
+		journal_says b "$vm" "crashed 8 postcopy"
 		snvm a start "$vm" 2>/dev/null && fail "$case: it could be started at the source"
 		# the disks are good, and once it runs there the source's files go
 		snvm b start "$vm"
