@@ -7,6 +7,7 @@ PATH=$PATH:/usr/sbin:/sbin
 VM=${VM:-vm1}
 GUEST_IP=10.77.0.100
 work= collector_pids=()
+HOSTS=(host1 host2) # of the lab
 
 skip() { echo "skipped: $*"; exit 77; }
 step() { echo "$(date +%T) $*"; }
@@ -24,7 +25,7 @@ require_lab() {
 linux_cleanup() {
 	local status=$? h
 	if ((status != 0)) && [[ -e $LAB_DIR/conf ]]; then
-		for h in host1 host2; do
+		for h in "${HOSTS[@]}"; do
 			echo "--- $h:"
 			lab log $h 2>/dev/null | tail -n 25 || true
 			on $h sh -c 'tail -n 25 /var/lib/snmigrate/logs/* 2>/dev/null' || true
