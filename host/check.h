@@ -46,6 +46,7 @@ struct check_facts {
 	bool live;
 	unsigned protocol, cpus;
 	uint64_t memory_bytes, populated_bytes;
+	uint64_t files_bytes; /* kernel and initrd, which travel along; 0: not known */
 	struct check_disk disks[VM_DISKS_MAX];
 	unsigned ndisks;
 	struct check_net nets[VM_NETS_MAX];
@@ -63,6 +64,7 @@ struct check_facts {
 	char cpu_error[CHECK_TEXT_BYTES];
 	uint64_t disk_free_bytes, disk_kept_bytes;
 	uint64_t disk_write_bytes_per_s, disk_sync_us; /* 0: not measured, and why: */
+	uint64_t disk_read_bytes_per_s;		       /* likewise; an older program does not tell */
 	char disk_error[CHECK_TEXT_BYTES];
 	char refusals[CHECK_REFUSALS_MAX][CHECK_TEXT_BYTES];
 	unsigned nrefusals;
@@ -70,6 +72,7 @@ struct check_facts {
 
 	/* the link, measured on one encrypted connection; 0: not measured, and why: */
 	uint64_t link_bytes_per_s, round_trip_us;
+	uint64_t dial_us; /* how long the connection took, a process there and the proofs of both; 0: no */
 	char link_error[CHECK_TEXT_BYTES];
 
 	uint64_t dirty_bytes_per_s;  /* of its memory, by the guest */
@@ -102,12 +105,14 @@ struct check_line {
 #define CHECK_LINES_MAX 24
 struct check_prediction {
 	uint64_t total_ms; /* 0: not known */
+	uint64_t fixed_ms; /* of these, what is not bytes on the link or the disks */
 	unsigned downtime_least_ms, downtime_most_ms;
 	uint64_t quick_ms; /* with --quick, how long the guest stands still; 0: not known */
 };
 
 /* Every line, in order; returns how many. */
 unsigned check_judge(const struct check_facts *f, struct check_line lines[CHECK_LINES_MAX]);
+/* host/check_predict.c */
 void check_predict(const struct check_facts *f, struct check_prediction *out);
 
 /* ---- asking the other host ---- */
@@ -115,7 +120,7 @@ void check_predict(const struct check_facts *f, struct check_prediction *out);
 /*
  * Connects to the peer, proves both sides, asks with `question` (not consumed; docs/protocol.md, CHECK) and,
  * if `measure`, measures the link. *facts: the peer's answer (new reference), not looked at. In f: link_*,
- * and clock_offset_ms.
+ * dial_us and clock_offset_ms.
  */
 int check_ask(const struct host_config *cfg, const char *peer, json_t *question, bool measure,
 	      struct check_facts *f, json_t **facts, struct error *err);

@@ -107,6 +107,9 @@ int check_take_vm(struct check_facts *f, const json_t *o, struct error *err)
 		rc = take_nets(f, o, err);
 	if (!rc)
 		rc = take_cpu(json_object_get(o, "cpu"), &f->guest, err);
+	/* an older program does not tell */
+	if (!rc && json_object_get(o, "files_bytes"))
+		rc = facts_take_u64(o, "files_bytes", BYTES_MAX, &f->files_bytes, err);
 	f->live = !rc;
 	return rc;
 }
@@ -188,6 +191,8 @@ int check_take_destination(struct check_facts *f, const json_t *o, struct error 
 		rc = facts_take_u64(disk, "kept_bytes", BYTES_MAX, &f->disk_kept_bytes, err);
 	if (!rc)
 		rc = facts_take_u64(disk, "write_bytes_per_s", BYTES_MAX, &f->disk_write_bytes_per_s, err);
+	if (!rc && json_object_get(disk, "read_bytes_per_s"))
+		rc = facts_take_u64(disk, "read_bytes_per_s", BYTES_MAX, &f->disk_read_bytes_per_s, err);
 	if (!rc)
 		rc = facts_take_u64(disk, "sync_us", 600000000, &f->disk_sync_us, err);
 	if (!rc)

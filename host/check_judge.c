@@ -18,8 +18,6 @@
 #define ROUND_TRIP_LONG_US 10000
 #define SYNC_SLOW_US	   50000
 #define LOAD_HIGH	   1.5 /* for each processor */
-#define SETUP_MS	   800
-#define PAUSE_FIXED_MS	   5
 
 const char *check_grade_name(enum check_grade grade)
 {
@@ -425,33 +423,6 @@ static void judge_prediction(const struct check_facts *f, struct check_line *l)
 	else
 		say(l, CHECK_PASS, "about %.1f s in all; the guest stops for about %u to %u ms",
 		    (double)p.total_ms / 1000, p.downtime_least_ms, p.downtime_most_ms);
-}
-
-void check_predict(const struct check_facts *f, struct check_prediction *out)
-{
-	*out = (struct check_prediction){0};
-	double link = (double)f->link_bytes_per_s, disk = (double)f->disk_write_bytes_per_s;
-	if (!f->live || link < 1)
-		return;
-	double limit = (double)f->bandwidth_bytes_per_s;
-	if (limit > 0 && limit < link)
-		link = limit;
-	double copied = f->without_storage ? 0 : (double)disk_bytes(f), memory = (double)f->populated_bytes,
-	       ms = SETUP_MS;
-	/* copied over the slower of the two, then both sides read it again */
-	if (copied > 0 && disk >= 1)
-		ms += copied * 1000 / (disk < link ? disk : link) + copied * 1000 / disk;
-	else
-		ms += copied * 1000 / link;
-	double quick = ms - SETUP_MS + memory * 1000 / link;
-	/* what is changed meanwhile travels, too: a geometric sum, cut where it would not end */
-	double dirty = f->dirty_known ? (double)f->dirty_bytes_per_s / link : 0;
-	ms += memory * 1000 / link / (dirty < 0.9 ? 1 - dirty : 0.1);
-	double fixed = PAUSE_FIXED_MS + 2 * (double)f->round_trip_us / 1000 + (double)f->disk_sync_us / 1000;
-	out->total_ms = (uint64_t)(ms < 1e12 ? ms : 1e12);
-	out->quick_ms = (uint64_t)(quick + fixed < 1e12 ? quick + fixed : 1e12);
-	out->downtime_least_ms = (unsigned)fixed;
-	out->downtime_most_ms = (unsigned)fixed + f->max_downtime_ms;
 }
 
 /* ---- all of them ---- */

@@ -119,7 +119,9 @@ int check_ask(const struct host_config *cfg, const char *peer, json_t *question,
 	struct conn *conn = NULL;
 	struct error why = ERROR_INIT;
 	*facts = NULL;
+	uint64_t begin_us = clock_now_us();
 	int rc = dial(cfg, peer, &conn, err);
+	f->dial_us = rc ? 0 : clock_now_us() - begin_us;
 	if (!rc)
 		rc = ask(conn, question, f, facts, err);
 	uint64_t heard_ns = clock_realtime_ns();

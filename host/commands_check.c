@@ -125,15 +125,16 @@ static json_t *report(const struct check_facts *f)
 						      jsonl_text(lines[i].what_to_do)));
 	}
 	check_predict(f, &p);
-	return json_pack("{s:s, s:s, s:s, s:s, s:o, s:{s:I, s:I, s:i, s:i}, s:{s:I, s:I, s:I, s:I, s:I}}",
-			 "vm", f->vm, "host", f->here, "destination", f->there, "result",
-			 check_grade_name(worst), "lines", list, "predicted", "total_ms",
-			 (json_int_t)p.total_ms, "quick_ms", (json_int_t)p.quick_ms, "downtime_least_ms",
-			 (int)p.downtime_least_ms, "downtime_most_ms", (int)p.downtime_most_ms, "measured",
-			 "link_bytes_per_s", (json_int_t)f->link_bytes_per_s, "round_trip_us",
-			 (json_int_t)f->round_trip_us, "disk_write_bytes_per_s",
-			 (json_int_t)f->disk_write_bytes_per_s, "disk_sync_us", (json_int_t)f->disk_sync_us,
-			 "clock_offset_ms", (json_int_t)f->clock_offset_ms);
+	return json_pack(
+		"{s:s, s:s, s:s, s:s, s:o, s:{s:I, s:I, s:i, s:i}, s:{s:I, s:I, s:I, s:I, s:I, s:I, s:I}}",
+		"vm", f->vm, "host", f->here, "destination", f->there, "result", check_grade_name(worst),
+		"lines", list, "predicted", "total_ms", (json_int_t)p.total_ms, "quick_ms",
+		(json_int_t)p.quick_ms, "downtime_least_ms", (int)p.downtime_least_ms, "downtime_most_ms",
+		(int)p.downtime_most_ms, "measured", "link_bytes_per_s", (json_int_t)f->link_bytes_per_s,
+		"round_trip_us", (json_int_t)f->round_trip_us, "disk_write_bytes_per_s",
+		(json_int_t)f->disk_write_bytes_per_s, "disk_sync_us", (json_int_t)f->disk_sync_us,
+		"disk_read_bytes_per_s", (json_int_t)f->disk_read_bytes_per_s, "dial_us",
+		(json_int_t)f->dial_us, "clock_offset_ms", (json_int_t)f->clock_offset_ms);
 }
 
 void check_collect(struct daemon *d, struct vm_ref *vm, const char *host, unsigned measure,

@@ -134,16 +134,16 @@ int run_load_open(struct daemon *d, struct run **out, struct error *err);
 int run_load_last(struct daemon *d, struct run **out, struct error *err);
 /* UUIDs of the VMs whose last way here, if not a return, was an evacuation of that host. New reference. */
 int run_came_from(struct daemon *d, const char *host, json_t **uuids, struct error *err);
-/* How many times longer than predicted the VM's last move took, or else those of others; 1 when nothing is
- * known. fixed_ms: as in struct plan. */
+/* How many times longer than predicted the VM's last moves took, or else those of others, rather to that host
+ * than elsewhere; 1 when nothing is known. vm: what is known of it now, and measured. */
 struct check_facts;
-double run_learned_factor(struct daemon *d, const char *uuid, const struct check_facts *measured,
-			  uint64_t fixed_ms);
+double run_learned_factor(struct daemon *d, const char *uuid, const char *peer, const struct check_facts *vm);
+/* Pure: of those rows (total_ms, disk_bytes, mirrored_bytes, populated_bytes, dirty_bytes_per_s, disks, and
+ * others: how many ran beside it), those of the VM first. */
+double run_factor_from(const json_t *rows, const char *uuid, const struct check_facts *vm);
 struct run *run_new(size_t nvms);
 
 /* ---- host/evacuate_survey.c ---- */
-
-#define EVACUATE_FIXED_MS 800 /* of a move: connecting, preparing, proving */
 
 struct survey {
 	const json_t *uuids; /* of the VMs */

@@ -16,6 +16,7 @@
 #define STORE_TIMEOUT_MS 3000
 #define PLANS_KEPT	 100
 #define LEARN_FROM	 16 /* moves, the latest */
+#define LEARN_FROM_OWN	 3  /* of the VM itself */
 #define FACTOR_MIN	 0.2
 #define FACTOR_MAX	 20.0
 
@@ -227,23 +228,37 @@ int run_came_from(struct daemon *d, const char *host, json_t **uuids, struct err
 
 /* ---- what earlier moves teach ---- */
 
-/* How much longer it took than such a move is said to take alone. */
-static double factor_of(const json_t *row, const struct check_facts *measured, uint64_t fixed_ms)
+/* How much longer it took than such a move is said to take now, beside what ran beside it. vm: what is known
+ * of the VM in question, and measured; own: the row is of that. */
+static double factor_of(const json_t *row, const struct check_facts *vm, bool own)
 {
 	struct check_prediction ahead;
 	CLEANUP_FREE struct check_facts *f = malloc(sizeof *f);
 	double took = json_number_value(json_object_get(row, "total_ms"));
 	double others = json_number_value(json_object_get(row, "others"));
+	uint64_t copied = number(row, "disk_bytes"), mirrored = number(row, "mirrored_bytes");
+	uint64_t populated = number(row, "populated_bytes");
 	if (!f || took <= 0)
 		return 0;
-	*f = *measured;
-	f->ndisks = 1;
-	f->disks[0].allocated_bytes = number(row, "disk_bytes");
-	f->populated_bytes = number(row, "memory_bytes");
+	*f = *vm;
+	f->ndisks = (unsigned)number(row, "disks");
+	f->ndisks = f->ndisks > VM_DISKS_MAX ? VM_DISKS_MAX : f->ndisks;
+	for (unsigned i = 0; i < f->ndisks; i++)
+		f->disks[i].allocated_bytes = 0;
+	/* what there was to copy, not what the guest wrote and dirtied meanwhile: that much is known ahead */
+	if (f->ndisks)
+		f->disks[0].allocated_bytes = copied > mirrored ? copied - mirrored : 0;
+	f->populated_bytes = populated ? populated : number(row, "memory_bytes");
+	if (!own) {
+		f->dirty_known = true;
+		f->dirty_bytes_per_s = number(row, "dirty_bytes_per_s");
+	}
 	check_predict(f, &ahead);
-	double alone = (double)ahead.total_ms, fixed = (double)fixed_ms < alone ? (double)fixed_ms : alone;
-	/* what ran beside it shared the link with it */
-	return ahead.total_ms ? took / (fixed + (alone - fixed) * (1 + others)) : 0;
+	double fixed = (double)ahead.fixed_ms, shared = (double)ahead.total_ms - fixed;
+	/* as the plan sees it: the link is shared, and processors where they are fewer than moves */
+	double crowd = f->own.cpus ? (1 + others) / f->own.cpus : 1;
+	crowd = crowd > 1 ? crowd : 1;
+	return ahead.total_ms ? took / (fixed * crowd + shared * (1 + others)) : 0;
 }
 
 static int compare(const void *a, const void *b)
@@ -252,38 +267,50 @@ static int compare(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-double run_learned_factor(struct daemon *d, const char *uuid, const struct check_facts *measured,
-			  uint64_t fixed_ms)
+double run_factor_from(const json_t *rows, const char *uuid, const struct check_facts *vm)
 {
-	struct journal_statement q = {
-		.sql = "SELECT uuid, json_extract(details, '$.total_ms') AS total_ms, json_extract(details, "
-		       "'$.disk_bytes') AS "
-		       "disk_bytes, json_extract(details, '$.memory_bytes') AS memory_bytes, (SELECT "
-		       "coalesce(sum(min(o.ended_ms, "
-		       "m.ended_ms) - max(o.begun_ms, m.begun_ms)), 0) FROM move o WHERE o.id <> m.id AND "
-		       "o.begun_ms < m.ended_ms "
-		       "AND o.ended_ms > m.begun_ms) * 1.0 / max(m.ended_ms - m.begun_ms, 1) AS others FROM "
-		       "move m WHERE result = "
-		       "'moved' AND ended_ms IS NOT NULL ORDER BY uuid = ?1 DESC, begun_ms DESC LIMIT ?2",
-		.params = json_pack("[s, i]", uuid, LEARN_FROM)};
-	json_t *rows = NULL, *row;
-	double factors[LEARN_FROM], own = 0;
-	size_t n = 0, i;
-	if (journal_query(recorder_journal(d), &q, LEARN_FROM, &rows, NULL) < 0)
-		return 1;
+	double factors[LEARN_FROM];
+	size_t n = 0, own = 0, i;
+	const json_t *row;
 	json_array_foreach(rows, i, row)
 	{
-		double factor = factor_of(row, measured, fixed_ms);
+		bool is_own = !strcmp(text(row, "uuid"), uuid);
+		double factor = factor_of(row, vm, is_own);
 		if (factor <= 0)
 			continue;
-		if (own <= 0 && !strcmp(text(row, "uuid"), uuid))
-			own = factor;
+		/* its own come first, and are enough */
+		if (n == LEARN_FROM || (own && (!is_own || own == LEARN_FROM_OWN)))
+			break;
+		own += is_own;
 		factors[n++] = factor;
 	}
-	json_decref(rows);
 	if (!n)
 		return 1;
 	qsort(factors, n, sizeof *factors, compare);
-	double factor = own > 0 ? own : factors[n / 2];
+	double factor = n % 2 ? factors[n / 2] : (factors[n / 2 - 1] + factors[n / 2]) / 2;
 	return factor < FACTOR_MIN ? FACTOR_MIN : factor > FACTOR_MAX ? FACTOR_MAX : factor;
+}
+
+double run_learned_factor(struct daemon *d, const char *uuid, const char *peer, const struct check_facts *vm)
+{
+	struct journal_statement q = {
+		.sql = "SELECT uuid, json_extract(details, '$.total_ms') AS total_ms, "
+		       "json_extract(details, '$.disk_bytes') AS disk_bytes, "
+		       "json_extract(details, '$.mirrored_bytes') AS mirrored_bytes, "
+		       "json_extract(details, '$.memory_bytes') AS memory_bytes, "
+		       "json_extract(details, '$.populated_bytes') AS populated_bytes, "
+		       "json_extract(details, '$.dirty_bytes_per_s') AS dirty_bytes_per_s, "
+		       "coalesce(json_extract(details, '$.disk_count'), 1) AS disks, "
+		       "(SELECT coalesce(sum(min(o.ended_ms, m.ended_ms) - max(o.begun_ms, m.begun_ms)), 0) "
+		       "FROM move o WHERE o.id <> m.id AND o.begun_ms < m.ended_ms AND o.ended_ms > "
+		       "m.begun_ms) "
+		       "* 1.0 / max(m.ended_ms - m.begun_ms, 1) AS others "
+		       "FROM move m WHERE result IN ('moved', 'rehearsed') AND ended_ms IS NOT NULL "
+		       "ORDER BY uuid = ?1 DESC, peer = ?2 DESC, begun_ms DESC LIMIT ?3",
+		.params = json_pack("[s, s, i]", uuid, peer, LEARN_FROM)};
+	json_t *rows = NULL;
+	journal_query(recorder_journal(d), &q, LEARN_FROM, &rows, NULL);
+	double factor = run_factor_from(rows, uuid, vm);
+	json_decref(rows);
+	return factor;
 }

@@ -208,6 +208,8 @@ static void take_host(struct plan_host *h, const struct check_facts *f, struct c
 					 .answered = true,
 					 .link_bytes_per_s = f->link_bytes_per_s,
 					 .round_trip_us = f->round_trip_us,
+					 .dial_us = f->dial_us,
+					 .disk_read_bytes_per_s = f->disk_read_bytes_per_s,
 					 .disk_write_bytes_per_s = f->disk_write_bytes_per_s,
 					 .disk_sync_us = f->disk_sync_us};
 }
@@ -290,8 +292,11 @@ static void ask_pair(struct asking *a, struct vm_ref *ref, size_t v, size_t h)
 			take_host(host, f, measured);
 		f->link_bytes_per_s = measured->link_bytes_per_s;
 		f->round_trip_us = measured->round_trip_us;
+		f->dial_us = measured->dial_us;
+		f->disk_read_bytes_per_s = measured->disk_read_bytes_per_s;
 		f->disk_write_bytes_per_s = measured->disk_write_bytes_per_s;
 		f->disk_sync_us = measured->disk_sync_us;
+		a->plan->cpus = f->own.cpus;
 		take_vm(vm, f);
 		take_failures(pair, f);
 		if (a->samples[v].known) {
@@ -300,8 +305,9 @@ static void ask_pair(struct asking *a, struct vm_ref *ref, size_t v, size_t h)
 		}
 		struct check_prediction ahead;
 		check_predict(f, &ahead);
-		double factor = run_learned_factor(a->daemon, vm->uuid, measured, a->plan->fixed_ms);
+		double factor = run_learned_factor(a->daemon, vm->uuid, host->name, f);
 		pair->alone_ms = (uint64_t)((double)ahead.total_ms * factor);
+		pair->fixed_ms = (uint64_t)((double)ahead.fixed_ms * factor);
 	}
 	check_facts_free(f);
 }
@@ -325,7 +331,6 @@ int survey_plan(struct daemon *d, const struct survey *s, struct plan *p, struct
 	int rc = plan_init(p, json_array_size(s->uuids), json_array_size(s->hosts), err);
 	if (rc < 0)
 		return rc;
-	p->fixed_ms = EVACUATE_FIXED_MS;
 	struct asking *a = calloc(1, sizeof *a);
 	struct check_facts *measured = calloc(p->nhosts + 1, sizeof *measured);
 	struct sample *samples = calloc(p->nvms + 1, sizeof *samples);

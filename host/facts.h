@@ -42,12 +42,12 @@ int facts_take_unsigned(const json_t *o, const char *key, unsigned max, unsigned
 unsigned facts_interface_mtu(const char *name);
 
 /*
- * How fast the file system of the folder takes O_DIRECT writes, and how long one small durable write takes:
- * with a file without a name, at most 64 MiB and half a second. One at a time in a folder: -EBUSY. -ENOSPC
+ * How fast the file system of the folder takes O_DIRECT writes and gives them back, and how long one small
+ * durable write takes: with a file without a name, at most 64 MiB and half a second each. One at a time in a folder: -EBUSY. -ENOSPC
  * when there is not plenty of room; -EOPNOTSUPP without O_DIRECT.
  */
 struct disk_speed {
-	uint64_t write_bytes_per_s;
+	uint64_t write_bytes_per_s, read_bytes_per_s;
 	uint64_t sync_us;
 };
 int facts_disk_speed(const char *folder, struct disk_speed *out, struct error *err);

@@ -29,6 +29,22 @@ static int open_file(const char *folder, int flags, struct error *err)
 	return fd < 0 ? error_errno(err, errno, "%s", folder) : fd;
 }
 
+/* What write_much wrote; O_DIRECT, so from the medium. */
+static int read_again(int fd, void *buf, uint64_t *bytes_per_s, struct error *err)
+{
+	uint64_t begin = clock_now_us(), done = 0, until = begin + TIME_MS * 1000;
+	while (done < TOTAL_BYTES && clock_now_us() < until) {
+		ssize_t n = pread(fd, buf, CHUNK_BYTES, (off_t)done);
+		if (n < 0)
+			return error_errno(err, errno, "a trial read of %u bytes", CHUNK_BYTES);
+		if (!n)
+			break;
+		done += (uint64_t)n;
+	}
+	*bytes_per_s = done * 1000000 / (clock_now_us() - begin + 1);
+	return 0;
+}
+
 static int write_much(int fd, const void *buf, uint64_t *bytes_per_s, struct error *err)
 {
 	uint64_t begin = clock_now_us(), done = 0, until = begin + TIME_MS * 1000;
@@ -92,5 +108,7 @@ int facts_disk_speed(const char *folder, struct disk_speed *out, struct error *e
 	for (size_t i = 0; i < CHUNK_BYTES / sizeof x; i++)
 		((uint32_t *)buf)[i] = x = x * 1664525u + 1013904223u;
 	int rc = write_much(fd, buf, &out->write_bytes_per_s, err);
-	return rc ? rc : write_small(folder, buf, &out->sync_us, err);
+	if (!rc)
+		rc = write_small(folder, buf, &out->sync_us, err);
+	return rc ? rc : read_again(fd, buf, &out->read_bytes_per_s, err);
 }

@@ -252,14 +252,24 @@ struct simulation {
 	double now_ms, source_bytes_per_s;
 };
 
-/* How many times longer than alone it takes now. */
+/* How many times longer than alone all of them take where processors are short: each is about one's work. */
+static double crowding(const struct simulation *s)
+{
+	double n = s->p->cpus ? (double)s->nmoves / s->p->cpus : 1;
+	return n > 1 ? n : 1;
+}
+
+/* How many times longer than alone it takes now to send. */
 static double slowdown(const struct simulation *s, size_t host)
 {
-	double link = (double)s->p->hosts[host].link_bytes_per_s;
-	if (link < 1)
-		return s->sending[host];
-	double of_link = link / s->sending[host], of_source = s->source_bytes_per_s / s->sending_all;
-	return link / (of_link < of_source ? of_link : of_source);
+	double link = (double)s->p->hosts[host].link_bytes_per_s, crowd = crowding(s), share;
+	if (link < 1) {
+		share = s->sending[host];
+	} else {
+		double of_link = link / s->sending[host], of_source = s->source_bytes_per_s / s->sending_all;
+		share = link / (of_link < of_source ? of_link : of_source);
+	}
+	return share > crowd ? share : crowd;
 }
 
 static void begin_due(struct simulation *s)
@@ -280,8 +290,9 @@ static void begin_due(struct simulation *s)
 			vm->late = true;
 			continue;
 		}
-		double alone = (double)plan_pair(p, v, (size_t)vm->host)->alone_ms;
-		double fixed = alone < (double)p->fixed_ms ? alone : (double)p->fixed_ms;
+		const struct plan_pair *pair = plan_pair(p, v, (size_t)vm->host);
+		double alone = (double)pair->alone_ms;
+		double fixed = pair->fixed_ms < pair->alone_ms ? (double)pair->fixed_ms : alone;
 		s->moves[s->nmoves++] = (struct simulated){v, fixed, alone - fixed};
 		s->at_host[vm->host]++;
 	}
@@ -301,7 +312,9 @@ static void count_sending(struct simulation *s)
 
 static double rest_ms(const struct simulation *s, const struct simulated *m)
 {
-	return m->fixed_ms > 0 ? m->fixed_ms : m->shared_ms * slowdown(s, (size_t)s->p->vms[m->vm].host);
+	if (m->fixed_ms > 0)
+		return m->fixed_ms * crowding(s);
+	return m->shared_ms * slowdown(s, (size_t)s->p->vms[m->vm].host);
 }
 
 /* To the next moment at which one of them ends, or begins to send. */
@@ -320,7 +333,7 @@ static void step(struct simulation *s)
 		struct plan_vm *vm = &s->p->vms[m.vm];
 		bool due = rest_ms(s, &m) <= dt, starting = m.fixed_ms > 0;
 		if (starting)
-			m.fixed_ms = due ? 0 : m.fixed_ms - dt;
+			m.fixed_ms = due ? 0 : m.fixed_ms - dt / crowding(s);
 		else
 			m.shared_ms -= dt / slowdown(s, (size_t)vm->host);
 		if (!starting && due) {

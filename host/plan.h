@@ -25,7 +25,8 @@
  * one whose destination is full lets the next go first.
  *
  * Predicting: each move alone takes a fixed time and a time in which it uses the link; the links' time is
- * shared among those that use it at once. The source can send at least as fast as its fastest link.
+ * shared among those that use it at once, and all of it where there are more moves than processors here. The
+ * source can send at least as fast as its fastest link.
  */
 #define PLAN_VMS_MAX	1024
 #define PLAN_TEXT_BYTES 512
@@ -51,6 +52,7 @@ struct plan_host {
 struct plan_pair {
 	char why_not[PLAN_TEXT_BYTES]; /* "": it can go there */
 	uint64_t alone_ms;	       /* how long its move takes with nothing beside it; 0: not known */
+	uint64_t fixed_ms;	       /* of that, what is not shared with others */
 };
 
 struct plan_vm {
@@ -72,8 +74,8 @@ struct plan_vm {
 struct plan {
 	enum plan_order order;
 	unsigned parallel, per_host;
+	unsigned cpus;	      /* of this host; 0: enough */
 	uint64_t deadline_ms; /* 0: none */
-	uint64_t fixed_ms;    /* of each move, not shared with others */
 	struct plan_host *hosts;
 	size_t nhosts;
 	struct plan_vm *vms;

@@ -35,6 +35,32 @@ static json_t *describe_disks(struct vm *vm)
 	return disks;
 }
 
+/* Kernel and initrd: 0 for what is not there. */
+static uint64_t files_bytes(struct vm *vm)
+{
+	const char *paths[] = {vm->def.kernel, vm->def.initrd};
+	uint64_t sum = 0;
+	for (unsigned i = 0; i < ARRAY_SIZE(paths); i++) {
+		char path[8400];
+		struct stat st;
+		if (*paths[i] && !vm_resolve_path(vm, paths[i], path, sizeof path, NULL) && !stat(path, &st))
+			sum += (uint64_t)st.st_size;
+	}
+	return sum;
+}
+
+/* What there is of the guest's memory: by regions, as they travel, or by pages where that is less. */
+static uint64_t populated_bytes(struct vm *vm)
+{
+	struct mem_space space = machine_memory_space(vm->machine);
+	uint64_t regions = source_populated_bytes(vm);
+	struct stat st;
+	if (fstat(space.fd, &st))
+		return regions;
+	uint64_t pages = (uint64_t)st.st_blocks * 512;
+	return pages < regions ? pages : regions;
+}
+
 json_t *move_check_describe(struct vm *vm, struct error *err)
 {
 	enum vm_state state = vm_get_state(vm);
@@ -51,10 +77,11 @@ json_t *move_check_describe(struct vm *vm, struct error *err)
 		json_array_append_new(nets, json_pack("{s:s, s:s, s:i}", "id", vm->def.nets[i].id, "bridge",
 						      vm->def.nets[i].bridge, "mtu",
 						      (int)facts_interface_mtu(vm->def.nets[i].bridge)));
-	json_t *o = json_pack("{s:i, s:i, s:I, s:I, s:o, s:o, s:o}", "protocol", MOVE_PROTOCOL_MOST, "cpus",
-			      (int)vm->def.cpus, "memory_bytes", (json_int_t)vm->def.memory_bytes,
-			      "populated_bytes", (json_int_t)source_populated_bytes(vm), "disks",
-			      describe_disks(vm), "nets", nets, "cpu", cpu);
+	json_t *o =
+		json_pack("{s:i, s:i, s:I, s:I, s:I, s:o, s:o, s:o}", "protocol", MOVE_PROTOCOL_MOST, "cpus",
+			  (int)vm->def.cpus, "memory_bytes", (json_int_t)vm->def.memory_bytes,
+			  "populated_bytes", (json_int_t)populated_bytes(vm), "files_bytes",
+			  (json_int_t)files_bytes(vm), "disks", describe_disks(vm), "nets", nets, "cpu", cpu);
 	if (!o)
 		error_errno(err, ENOMEM, "check");
 	return o;

@@ -68,9 +68,10 @@ static json_t *disk(struct arrival *a, bool measure)
 	/* they give way to an arrival */
 	partial_each(a->vm->cfg, add_kept, &kept);
 	int rc = measure ? facts_disk_speed(folder, &speed, &why) : 0;
-	return json_pack("{s:I, s:I, s:I, s:I, s:o}", "free_bytes", (json_int_t)free_bytes, "kept_bytes",
+	return json_pack("{s:I, s:I, s:I, s:I, s:I, s:o}", "free_bytes", (json_int_t)free_bytes, "kept_bytes",
 			 (json_int_t)kept, "write_bytes_per_s", (json_int_t)speed.write_bytes_per_s,
-			 "sync_us", (json_int_t)speed.sync_us, "error", sentence_or_null(rc, &why));
+			 "read_bytes_per_s", (json_int_t)speed.read_bytes_per_s, "sync_us",
+			 (json_int_t)speed.sync_us, "error", sentence_or_null(rc, &why));
 }
 
 json_t *arrival_refusals(struct arrival *a, const char *uuid, const char *name, uint64_t memory_bytes)

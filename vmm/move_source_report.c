@@ -331,18 +331,19 @@ static json_t *make_figures(const struct move *mv, uint64_t wire_bytes)
 	uint64_t storage_end = mv->t_memory_ms ? mv->t_memory_ms : now;
 	uint64_t downtime_us =
 		mv->running_us > mv->pause_us && mv->pause_us ? mv->running_us - mv->pause_us : 0;
-	return json_pack("{s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:I, s:I, s:i, s:I, s:I, s:I, s:I}", "total_ms",
-			 (json_int_t)(now - mv->t_start_ms), "storage_ms",
-			 (json_int_t)(mv->t_storage_ms ? storage_end - mv->t_storage_ms : 0), "memory_ms",
-			 (json_int_t)(mv->t_memory_ms ? now - mv->t_memory_ms : 0), "downtime_ms",
-			 (double)downtime_us / 1000.0, "memory_bytes",
-			 (json_int_t)((mv->mem.sent_pages + mv->postcopy.stats.sent_pages) * MEM_PAGE_BYTES),
-			 "unchanged_bytes", (json_int_t)(mv->mem.unchanged_pages * MEM_PAGE_BYTES),
-			 "disk_bytes", (json_int_t)mv->disk_bytes, "mirrored_bytes",
-			 (json_int_t)mv->mirrored_bytes, "wire_bytes", (json_int_t)wire_bytes, "rounds",
-			 (int)mv->mem.round, "attempts", (json_int_t)mv->tries + 1, "dirty_bytes_per_s",
-			 (json_int_t)mv->mem.dirty_bytes_per_s, "delta_pages",
-			 (json_int_t)mv->mem.delta_pages, "delta_bytes", (json_int_t)mv->mem.delta_bytes);
+	return json_pack(
+		"{s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:I, s:I, s:i, s:I, s:I, s:I, s:I, s:I, s:i}",
+		"total_ms", (json_int_t)(now - mv->t_start_ms), "storage_ms",
+		(json_int_t)(mv->t_storage_ms ? storage_end - mv->t_storage_ms : 0), "memory_ms",
+		(json_int_t)(mv->t_memory_ms ? now - mv->t_memory_ms : 0), "downtime_ms",
+		(double)downtime_us / 1000.0, "memory_bytes",
+		(json_int_t)((mv->mem.sent_pages + mv->postcopy.stats.sent_pages) * MEM_PAGE_BYTES),
+		"unchanged_bytes", (json_int_t)(mv->mem.unchanged_pages * MEM_PAGE_BYTES), "disk_bytes",
+		(json_int_t)mv->disk_bytes, "mirrored_bytes", (json_int_t)mv->mirrored_bytes, "wire_bytes",
+		(json_int_t)wire_bytes, "rounds", (int)mv->mem.round, "attempts", (json_int_t)mv->tries + 1,
+		"dirty_bytes_per_s", (json_int_t)mv->mem.dirty_bytes_per_s, "delta_pages",
+		(json_int_t)mv->mem.delta_pages, "delta_bytes", (json_int_t)mv->mem.delta_bytes,
+		"populated_bytes", (json_int_t)mv->mem.total_bytes, "disk_count", (int)mv->vm->def.ndisks);
 }
 
 json_t *source_figures(struct move *mv)

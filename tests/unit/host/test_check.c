@@ -343,7 +343,8 @@ END_TEST
 
 START_TEST(predictions)
 {
-	struct check_prediction p;
+	struct check_prediction p, other;
+	f.own.load = f.theirs.load = 0;
 	check_predict(&f, &p);
 	/* 10 GiB at 500 MB/s, read again, 1 GiB at 1 GB/s */
 	ck_assert_uint_gt(p.total_ms, 43000);
@@ -364,6 +365,23 @@ START_TEST(predictions)
 	ck_assert_uint_gt(memory.quick_ms, 10000);
 	f.without_storage = false;
 	f.bandwidth_bytes_per_s = 0;
+	/* two that answer slowly, and one without a processor to spare */
+	f.dial_us = 1000000;
+	check_predict(&f, &other);
+	ck_assert_uint_gt(other.fixed_ms, p.fixed_ms + 2000);
+	ck_assert_uint_le(other.total_ms - p.total_ms, other.fixed_ms - p.fixed_ms + 1);
+	f.dial_us = 0;
+	f.theirs.load = 3 * f.theirs.cpus;
+	check_predict(&f, &other);
+	ck_assert_uint_gt(other.fixed_ms, p.fixed_ms * 5 / 4);
+	ck_assert_uint_gt(other.total_ms, p.total_ms + 40000);
+	f.theirs.load = 0;
+	/* a disk that reads slowly is met twice at the most */
+	f.disk_read_bytes_per_s = f.disk_write_bytes_per_s / 2;
+	check_predict(&f, &other);
+	ck_assert_uint_gt(other.total_ms, p.total_ms * 3 / 2);
+	ck_assert_uint_lt(other.total_ms, p.total_ms * 5 / 2);
+	f.disk_read_bytes_per_s = 0;
 	f.link_bytes_per_s = 100000000;
 	struct check_prediction slower;
 	check_predict(&f, &slower);

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "host/check.h"
 #include "host/daemon.h"
 #include "host/evacuate.h"
 #include "host/exit.h"
@@ -106,6 +107,55 @@ START_TEST(as_json)
 }
 END_TEST
 
+/* A move of 100 MB of disk and 50 of memory that took so long, beside others. */
+static json_t *row(const char *uuid, double total_ms, double others)
+{
+	return json_pack("{s:s, s:f, s:f, s:i, s:i, s:i, s:i, s:i}", "uuid", uuid, "total_ms", total_ms,
+			 "others", others, "disk_bytes", 120000000, "mirrored_bytes", 20000000,
+			 "populated_bytes", 50000000, "dirty_bytes_per_s", 0, "disks", 2);
+}
+
+START_TEST(earlier_moves_teach)
+{
+	struct check_facts *f = calloc(1, sizeof *f);
+	struct check_prediction p;
+	ck_assert_ptr_nonnull(f);
+	f->live = true;
+	f->link_bytes_per_s = 10000000;
+	f->dial_us = 5000;
+	f->ndisks = 2;
+	f->disks[0].allocated_bytes = 100000000;
+	f->populated_bytes = 50000000;
+	check_predict(f, &p);
+	double fixed = (double)p.fixed_ms, all = (double)p.total_ms, shared = all - fixed;
+	json_t *rows = json_array();
+	ck_assert_double_eq_tol(run_factor_from(rows, "u", f), 1, 0.001);
+	ck_assert_double_eq_tol(run_factor_from(NULL, "u", f), 1, 0.001);
+	/* others', the one in the middle */
+	json_array_append_new(rows, row("a", all, 0));
+	json_array_append_new(rows, row("b", 3 * all, 0));
+	json_array_append_new(rows, row("c", 2 * all, 0));
+	ck_assert_double_eq_tol(run_factor_from(rows, "u", f), 2, 0.001);
+	/* its own count more than any number of those, and what ran beside it is taken out */
+	json_array_insert_new(rows, 0, row("u", fixed + 2 * shared, 1));
+	ck_assert_double_eq_tol(run_factor_from(rows, "u", f), 1, 0.001);
+	/* a guest that dirties is slow in its own history, too, and is not counted twice */
+	f->dirty_known = true;
+	f->dirty_bytes_per_s = 5000000;
+	check_predict(f, &p);
+	ck_assert_uint_gt(p.total_ms, (uint64_t)all);
+	json_array_insert_new(rows, 0, row("u", (double)p.total_ms, 0));
+	json_array_remove(rows, 1);
+	ck_assert_double_eq_tol(run_factor_from(rows, "u", f), 1, 0.001);
+	/* nonsense is bounded */
+	json_array_insert_new(rows, 0, row("u", 1e18, 0));
+	json_array_insert_new(rows, 0, row("u", 1e18, 0));
+	ck_assert_double_eq_tol(run_factor_from(rows, "u", f), 20, 0.001);
+	json_decref(rows);
+	free(f);
+}
+END_TEST
+
 START_TEST(maintenance_is_a_file)
 {
 	struct host_config cfg = {.name = "hosta"};
@@ -143,6 +193,7 @@ int main(void)
 	tcase_add_loop_test(t, a_plan_ends, 0, ARRAY_SIZE(ends));
 	tcase_add_test(t, names_of_states);
 	tcase_add_test(t, as_json);
+	tcase_add_test(t, earlier_moves_teach);
 	tcase_add_test(t, maintenance_is_a_file);
 	suite_add_tcase(s, t);
 	SRunner *r = srunner_create(s);

@@ -173,9 +173,16 @@ START_TEST(moves_share_a_link)
 	ck_assert_uint_eq(p.total_ms, 2000);
 	/* what is not the link's is not shared */
 	p.parallel = 2;
-	p.fixed_ms = 600;
+	plan_pair(&p, 0, 0)->fixed_ms = plan_pair(&p, 1, 0)->fixed_ms = 600;
 	plan_make(&p);
 	ends_at(1, 0, 1400);
+	/* ...but for the processors */
+	p.cpus = 2;
+	plan_make(&p);
+	ends_at(1, 0, 1400);
+	p.cpus = 1;
+	plan_make(&p);
+	ends_at(1, 0, 2000);
 }
 END_TEST
 
@@ -274,7 +281,7 @@ START_TEST(any_facts)
 	p.order = (enum plan_order)any(3);
 	p.parallel = 1 + (unsigned)any(4);
 	p.per_host = 1 + (unsigned)any(3);
-	p.fixed_ms = any(500);
+	p.cpus = (unsigned)any(4);
 	p.deadline_ms = any(2) ? any(20000) + 1 : 0;
 	for (size_t h = 0; h < p.nhosts; h++) {
 		p.hosts[h].memory_bytes = any(64) * GIB;
@@ -291,6 +298,7 @@ START_TEST(any_facts)
 			strcpy(p.vms[v].why_not, "x");
 		for (size_t h = 0; h < p.nhosts; h++) {
 			plan_pair(&p, v, h)->alone_ms = 1 + any(10000);
+			plan_pair(&p, v, h)->fixed_ms = any(500);
 			if (!any(6))
 				strcpy(plan_pair(&p, v, h)->why_not, "x");
 		}
