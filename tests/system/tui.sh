@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # Alone: a terminal that is watched
 # The full-screen view of snmigrate in real terminals (tmux): sizes, resizing, keys, terminals that can little, names that would
-# steer a terminal, and that leaving it in whatever way never ends the move.
+# steer a terminal, and that leaving it in whatever way never ends the move. Pages are compared with those kept in screens/, which are
+# recordings of such a terminal (SNM_RECORD=1 records them anew); what is a figure is masked on both sides.
 source "$(dirname "$0")/lib.sh"
 require_kvm
 command -v tmux >/dev/null || skip "tmux is not installed (tools/setup)"
 DISK_MB=80 FILL_MB=80
 checks=0
+SCREENS=$ROOT/tests/system/screens
 TM=(tmux -L "snm$$" -f /dev/null)
 tui_down() {
 	local rc=$?
@@ -61,6 +63,26 @@ whole_page() { # COLSxROWS
 	done
 	fail "not a whole page at $1: $page"
 }
+# A page without what differs from one second to the next: numbers with their units, how far bars and graphs go, what comes and goes
+# with the guest's load. Where things are is whole_page's to judge.
+masked() {
+	sed -E 's/\b[0-9]+([.:][0-9]+)*( ?(B|kB|MB|GB|ms|s|min|h))?\b/N/g; s/N( N)+/N/g; s/[▁▂▃▄▅▆▇█░▏▎▍▌▋▊▉]+( *[▁▂▃▄▅▆▇█░▏▎▍▌▋▊▉]+)*/▒/g
+		s/, mirrored N//; s/ \(holds it back\)//; s/ +/ /g; s/ $//' <<<"$1"
+}
+like_kept() { # COLSxROWS NAME
+	local i page kept=$SCREENS/$2_$1.txt
+	if [ "${SNM_RECORD:-}" = 1 ]; then mkdir -p "$SCREENS"; screen >"$kept"; fi
+	for i in $(seq 100); do
+		page=$(screen)
+		# the title's clock is at the right edge
+		if [ "$(masked "$page")" = "$(masked "$(cat "$kept")")" ] && [ "$(head -n 1 <<<"$page" | wc -m)" = $((${1%x*} + 1)) ]; then
+			checks=$((checks + 1))
+			return 0
+		fi
+		sleep 0.1
+	done
+	fail "not as in $kept: $(diff <(masked "$(cat "$kept")") <(masked "$page")) $page"
+}
 moving() { [ "$(snvm a info "$1" --json | jq -r .migrating.destination)" = hostb ]; }
 goes_on() { moving "$1" || fail "the move of $1 does not go on: $(snvm a info "$1" --json)"; checks=$((checks + 1)); }
 
@@ -74,7 +96,7 @@ sees '^send .*MB/s .*[▁▂▃▄▅▆▇█]'
 sees 'limit 4.2 MB/s'
 sees 'left, ends [0-2][0-9]:[0-5][0-9]:[0-5][0-9]'
 whole_page 80x24
-screen
+like_kept 80x24 move
 for size in 40x10 200x50 20x5 132x43 80x24; do
 	resize $size
 	whole_page $size
@@ -109,6 +131,8 @@ term 200x50 "" watch vm1
 sees '^vm1  hosta -> hostb'
 sees 'limit 3.1 MB/s'
 whole_page 200x50
+sees 'left, ends'
+like_kept 200x50 watch
 keys C-c
 sees 'EXIT 130'
 goes_on vm1

@@ -462,6 +462,9 @@ static const char *const hostile[] = {
 	"{" REST ", " OWN ", \"bridges\": [{\"mtu\": -1}], " DISK ", " CPU "}",
 	"{" REST ", " OWN ", \"bridges\": [{\"mtu\": 1, \"error\": []}], " DISK ", " CPU "}",
 	"{" REST ", " OWN ", " BRIDGES ", \"disk\": {\"free_bytes\": 9223372036854775807}, " CPU "}",
+	"{" REST ", " OWN ", " BRIDGES
+	", \"disk\": {\"free_bytes\": 1, \"kept_bytes\": 0, \"write_bytes_per_s\": 5, \"sync_us\": 7, "
+	"\"read_bytes_per_s\": -1}, " CPU "}",
 	"{" REST ", " OWN ", " BRIDGES ", " DISK ", \"cpu\": {}}",
 	"{" REST ", " OWN ", " BRIDGES ", " DISK ", \"cpu\": []}",
 	"{" REST ", \"own\": [], " BRIDGES ", " DISK ", " CPU "}",
@@ -489,6 +492,13 @@ START_TEST(facts_of_the_vm)
 	f.live = false;
 	ck_assert_msg(check_take_vm(&f, o, &err) == 0, "%s", err.message);
 	ck_assert(f.live && f.ndisks == 1 && f.disks[0].backing && f.guest.tsc_khz == 5);
+	ck_assert_uint_eq(f.files_bytes, 0); /* as an older program is silent about them */
+	json_object_set_new(o, "files_bytes", json_integer(5));
+	ck_assert_int_eq(check_take_vm(&f, o, &err), 0);
+	ck_assert_uint_eq(f.files_bytes, 5);
+	json_object_set_new(o, "files_bytes", json_real(1e300));
+	ck_assert_int_eq(check_take_vm(&f, o, &err), -EPROTO);
+	json_object_del(o, "files_bytes");
 	json_object_set_new(json_array_get(json_object_get(o, "nets"), 0), "bridge", json_string("../x"));
 	ck_assert_int_eq(check_take_vm(&f, o, &err), -EPROTO);
 	json_decref(o);

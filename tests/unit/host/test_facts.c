@@ -129,6 +129,7 @@ START_TEST(disk_speed)
 	}
 	ck_assert_msg(rc == 0, "%s", err.message);
 	ck_assert_uint_gt(s.write_bytes_per_s, 0);
+	ck_assert_uint_gt(s.read_bytes_per_s, 0);
 	ck_assert_uint_gt(s.sync_us, 0);
 	/* nothing stays but the lock */
 	char path[200];
