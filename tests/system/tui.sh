@@ -64,10 +64,10 @@ whole_page() { # COLSxROWS
 	fail "not a whole page at $1: $page"
 }
 # A page without what differs from one second to the next: numbers with their units, how far bars and graphs go, what comes and goes
-# with the guest's load. Where things are is whole_page's to judge.
+# with the guest's load and this machine's. Where things are is whole_page's to judge.
 masked() {
 	sed -E 's/\b[0-9]+([.:][0-9]+)*( ?(B|kB|MB|GB|ms|s|min|h))?\b/N/g; s/N( N)+/N/g; s/[▁▂▃▄▅▆▇█░▏▎▍▌▋▊▉]+( *[▁▂▃▄▅▆▇█░▏▎▍▌▋▊▉]+)*/▒/g
-		s/, mirrored N//; s/ \(holds it back\)//; s/ +/ /g; s/ $//' <<<"$1"
+		s/, mirrored N//; s/ \(holds it back\)//; s/ +/ /g; s/ $//; s/^N disk .*session broke.*//' <<<"$1"
 }
 like_kept() { # COLSxROWS NAME
 	local i page kept=$SCREENS/$2_$1.txt
