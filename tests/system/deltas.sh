@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Long: make memory-faults
 # Alone: judges rates
 # A guest that changes little of the pages that it writes to, over a limited link: with deltas its rounds get shorter, fewer bytes
 # travel and the guest stands still for less, and no page is wrong.

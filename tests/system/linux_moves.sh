@@ -14,7 +14,7 @@ here=host1 there=host2
 # Debian's driver: as far as it is asked, and what it has no use for by itself
 step "the guest gives memory back: the host holds $(balloon $here '.resident_bytes / 1048576 | floor') MiB of 512"
 on $here snvm balloon "$VM" 448M
-wait_for 60 "balloon of 64 MiB" balloon_is $here $((448 << 20))
+wait_for 180 "balloon of 64 MiB" balloon_is $here $((448 << 20))
 (($(balloon $here .resident_bytes) < 458 << 20)) || fail "the host holds $(balloon $here .resident_bytes) bytes for a guest that keeps 448 MiB"
 for ((n = 1; n <= MOVES; n++)); do
 	step "move $n"
@@ -24,7 +24,7 @@ for ((n = 1; n <= MOVES; n++)); do
 done
 balloon_is $here $((448 << 20)) || fail "the balloon after the moves: $(balloon $here .balloon)"
 on $here snvm balloon "$VM" 512M
-wait_for 60 "empty balloon" balloon_is $here $((512 << 20))
+wait_for 180 "empty balloon" balloon_is $here $((512 << 20))
 step "the guest is powered off and judged"
 linux_judge $here
 echo "figure: $MOVES moves of a Linux guest; longest gap of the counter's connection: $("$work/guest/collector" summary "$work/counter.log" | jq -c .)"

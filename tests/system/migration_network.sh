@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Long: make operation
 # A network of its own for memory and disks (migration-address), networks that are refused (allow-from, deny-from), hosts that are
 # refused by name (deny-peers), and the rights of configured hosts.
 source "$(dirname "$0")/lib.sh"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Long: make storage-faults
 # A VM with 16 disks, raw and qcow2, moves in both modes of the mirror: every disk arrives with its content, format and
 # sparseness, and the memory that the copies take stays below what docs/operating.md says.
 source "$(dirname "$0")/lib.sh"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Long: make memory-faults
 # SNM_VERIFY=1: at each handover both sides agree on all of the guest's memory and device state before the destination may run it;
 # one byte that is not as it should be, in either, is found and named, and the guest goes on at its source.
 source "$(dirname "$0")/lib.sh"
