@@ -115,7 +115,7 @@ static enum vm_verdict judge_owner(struct daemon *d, struct vm_ref *vm, enum run
 		return VM_TO_WATCH;
 	if (runs(seen))
 		return VM_TO_BEGIN;
-	snprintf(text, sizeof text, "it is %s: only a running or paused VM can be moved", seen);
+	snprintf(text, sizeof text, "it is %s: only a running or paused VM is moved away", seen);
 	return over(RUN_OFF, state, reason, text);
 }
 
@@ -285,6 +285,11 @@ static void ask_pair(struct asking *a, struct vm_ref *ref, size_t v, size_t h)
 	check_collect(a->daemon, ref, host->name, measured->answered ? 0 : CHECK_MEASURE_HOST, f);
 	if (*f->not_movable) {
 		snprintf(vm->why_not, sizeof vm->why_not, "%s", f->not_movable);
+	} else if (!f->live) {
+		/* One that is off has a command of its own, and nothing is lost by the host's reboot. */
+		snprintf(vm->why_not, sizeof vm->why_not,
+			 "it is %s: only a running or paused VM is moved away",
+			 *f->state ? f->state : "not running");
 	} else if (!f->answered) {
 		snprintf(host->why_not, sizeof host->why_not, "%s", f->no_answer);
 	} else {

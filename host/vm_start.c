@@ -128,5 +128,7 @@ int vm_start(struct daemon *d, struct vm_ref *vm, enum vm_start_how how, struct 
 	rc = wait_started(vm, err);
 	if (rc == -EIO)
 		last_error(log_path, st.st_size, err);
-	return rc < 0 ? error_prefix(err, "VM %s does not start", vm->rec.name) : 0;
+	return rc < 0 ? error_prefix(err, how == VM_START_COLD ? "VM %s stays here" : "VM %s does not start",
+				     vm->rec.name)
+		      : 0;
 }

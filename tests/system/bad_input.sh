@@ -164,7 +164,7 @@ mv "$T/kernel" "$(vm_dir a gone)/kernel"
 qemu-io -f qcow2 -c 'write -P 7 0 8M' "$(vm_dir a gone)/root.qcow2" >/dev/null
 truncate -s 1M "$(vm_dir a gone)/root.qcow2"
 refuse 3 "root.*truncated" snvm a start gone
-refuse 3 "only a running or paused VM can be moved" snmigrate a gone hostb --with-storage
+refuse 3 "VM gone stays here: disk root: .*truncated or corrupt qcow2" snmigrate a gone hostb --with-storage
 [ "$(processes a qemu-nbd)" = 1 ] || fail "a qemu-nbd of the VM that did not start is left"
 snvm a delete gone
 

@@ -143,7 +143,7 @@ refuse 3 "no VM named vm2 on host h1" snvm start vm2
 refuse 3 "no VM named vm2 on host h1" snmigrate vm2 h2 --with-storage
 refuse 3 "no host named h9" snmigrate vm1 h9 --with-storage
 refuse 3 "VM vm1 is on host h1 already" snmigrate vm1 h1 --with-storage
-refuse 3 "only a running or paused VM can be moved" snmigrate vm1 h2 --with-storage
+refuse 3 "root.qcow2: truncated or corrupt qcow2 image" snmigrate vm1 h2 --with-storage
 refuse 3 "not being moved" snmigrate cancel vm1
 refuse 3 "not running" snvm pause vm1
 refuse 3 "not running" snvm console vm1
