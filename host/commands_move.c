@@ -269,8 +269,11 @@ int command_move(struct command_context *c, struct error *err)
 	if (rc < 0)
 		return EXIT_REFUSED;
 	rc = vm_connect(&f.vm, &vmm, err);
-	if (rc < 0)
+	if (rc < 0) {
+		if (f.cold)
+			end_cold(&f);
 		return error_prefix(err, "VM %s", f.vm.rec.name), EXIT_FAILED;
+	}
 	json_t *request = json_pack("{s:s, s:s, s:s, s:I, s:O}", "cmd", "migrate", "address", peer.address,
 				    "peer", peer.name, "epoch", (json_int_t)f.epoch, "options",
 				    options ? options : json_object());

@@ -109,8 +109,13 @@ static int expect_later(struct mem_receiver *r, const struct mem_run *run, struc
 	if (!r->later)
 		return error_set(err, EPROTO,
 				 "memory frame: pages that are to come later, which was not agreed");
-	int ret = free_pages(r, run->first, run->npages, err);
+	uint64_t region = run->first / MEM_REGION_PAGES;
+	int ret;
 
+	/* nobody may make pages there from now on, or the guest would not fault */
+	for (; r->opt.prefault && region * MEM_REGION_PAGES < end; region++)
+		(void)mem_prefault_forgo(r->opt.prefault, region);
+	ret = free_pages(r, run->first, run->npages, err);
 	if (ret < 0)
 		return ret;
 	for (uint64_t page = run->first; page < end; page++)

@@ -134,7 +134,9 @@ static int pause_and_send(struct move *mv, struct state_writer *w, struct error 
 	}
 	if (!rc)
 		rc = source_shared_release(mv, err);
-	return rc ? rc : send_last(mv, w, err);
+	if (!rc)
+		rc = send_last(mv, w, err);
+	return rc == -EAGAIN ? -EIO : rc; /* that would say that the guest runs */
 }
 
 /* The state's room is made and the record written before the guest stops: what can be paid by a guest that

@@ -65,8 +65,12 @@ int source_quick_pause(struct move *mv, struct error *err)
 	pthread_mutex_unlock(&vm->run_lock);
 	if (!rc)
 		rc = machine_drain(vm->machine, vm->cfg->drain_timeout_ms, err);
-	if (rc)
-		return error_prefix(err, "the guest could not be stopped");
+	if (rc) {
+		/* its own disks, not the link, were too slow */
+		struct error e = *err;
+		return error_set(err, rc == -ETIMEDOUT ? EBUSY : rc, "the guest could not be stopped: %.200s",
+				 e.message);
+	}
 	tell(mv);
 	return 0;
 }
