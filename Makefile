@@ -136,7 +136,7 @@ memory-faults: all tests
 	$(Q)for t in postcopy convergence deltas verify; do tests/run-scripts tests/system/$$t.sh || exit 1; done
 # what an administrator does with many hosts, with every fault
 operation: all tests
-	$(Q)for t in evacuate evacuate_faults evacuate_examples renewal journal migration_network lab_evacuation; do tests/run-scripts tests/system/$$t.sh || exit 1; done
+	$(Q)for t in evacuate evacuate_faults evacuate_examples renewal journal migration_network quick baseline lab_evacuation; do tests/run-scripts tests/system/$$t.sh || exit 1; done
 kill-matrix: all tests
 	$(Q)tests/kill-matrix
 format:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Long: make operation
 # What a VM sees of the processor: the baseline of two hosts, the levels, a baseline made smaller and one that asks for too much;
 # refused while the VM runs; and the VM moves with it and keeps it.
 source "$(dirname "$0")/lib.sh"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Long: make operation
 # --quick: the guest stands still from before its disks are copied until it runs at the destination. What it costs is predicted, shown and, with
 # --max-downtime, refused; a limit that turns out to be broken, a cancel and a killed destination leave the guest running at the source.
 source "$(dirname "$0")/lib.sh"
