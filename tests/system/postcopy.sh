@@ -42,7 +42,7 @@ end_of() { # EXIT: what the mover said, with that exit
 arrived() { # PERCENT of the missing pages, or more
 	local i
 	for i in $(seq 600); do
-		tail -n 1 "$T/move.json" | jq -e --argjson p "$1" '.postcopy // empty | .pages * 4096 as $all | $all - .remaining_bytes >= $all * $p / 100' >/dev/null && return 0
+		tail -n 1 "$T/move.json" | jq -e --argjson p "$1" '.postcopy // empty | (.pages * 4096) as $all | $all - .remaining_bytes >= $all * $p / 100' >/dev/null && return 0
 		kill -0 $mover 2>/dev/null || fail "the move ended before $1 % of the pages were there: $(tail -n 1 "$T/move.json")"
 		sleep 0.05
 	done
