@@ -165,17 +165,11 @@ int virtio_balloon_create(struct machine *m, uint8_t slot, struct virtio_balloon
 	*out = NULL;
 	if (!d)
 		return error_errno(err, ENOMEM, "balloon");
-	rc = virtio_pci_create(m, slot, "virtio-balloon", "balloon", &balloon_ops, d, &d->v, err);
-	if (rc < 0) {
-		free(d);
-		return rc;
-	}
-	rc = machine_add_device(m, &virtio_pci_device_ops, d->v, err);
+	rc = virtio_pci_add(m, slot, "virtio-balloon", "balloon", &balloon_ops, d, &d->v, err);
 	if (rc < 0)
-		virtio_pci_device_ops.destroy(d->v);
-	else
-		*out = d;
-	return rc;
+		return rc;
+	*out = d;
+	return 0;
 }
 
 void virtio_balloon_set_target(struct virtio_balloon *d, uint64_t balloon_bytes)

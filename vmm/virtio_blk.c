@@ -394,7 +394,6 @@ int virtio_blk_create(struct machine *m, uint8_t slot, const char *id, struct bl
 {
 	CLEANUP_FREE struct virtio_blk *d = calloc(1, sizeof *d);
 	char section[STATE_NAME_BYTES], label[64];
-	int rc;
 
 	snprintf(label, sizeof label, "disk %s", id);
 	if (!d)
@@ -408,16 +407,7 @@ int virtio_blk_create(struct machine *m, uint8_t slot, const char *id, struct bl
 	d->read_only = read_only || blk->limits.read_only;
 	snprintf(d->id, sizeof d->id, "%.*s", VIRTIO_BLK_ID_BYTES, id);
 	virtio_pci_section(section, "virtio-blk", id, slot);
-	rc = virtio_pci_create(m, slot, section, label, d->read_only ? &ops_read_only : &ops_writable, d,
-			       &d->v, err);
-	if (rc < 0)
-		return rc;
-	rc = machine_add_device(m, &virtio_pci_device_ops, d->v, err);
-	if (rc < 0) {
-		virtio_pci_device_ops.destroy(d->v);
-		d = NULL;
-		return rc;
-	}
-	d = NULL;
-	return 0;
+	struct virtio_blk *taken = steal_ptr(d);
+	return virtio_pci_add(m, slot, section, label, taken->read_only ? &ops_read_only : &ops_writable,
+			      taken, &taken->v, err);
 }

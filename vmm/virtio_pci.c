@@ -417,3 +417,18 @@ int virtio_pci_create(struct machine *m, uint8_t slot, const char *section, cons
 	*out = v;
 	return 0;
 }
+
+int virtio_pci_add(struct machine *m, uint8_t slot, const char *section, const char *label,
+		   const struct virtio_device_ops *ops, void *dev, struct virtio_pci **out, struct error *err)
+{
+	int rc = virtio_pci_create(m, slot, section, label, ops, dev, out, err);
+
+	if (rc < 0) {
+		ops->destroy(dev);
+		return rc;
+	}
+	rc = machine_add_device(m, &virtio_pci_device_ops, *out, err);
+	if (rc < 0)
+		virtio_pci_device_ops.destroy(*out); /* and dev, which *out may be in */
+	return rc;
+}

@@ -61,6 +61,11 @@ struct virtio_device_ops {
 int virtio_pci_create(struct machine *m, uint8_t slot, const char *section, const char *label,
 		      const struct virtio_device_ops *ops, void *dev, struct virtio_pci **out,
 		      struct error *err);
+/* Makes it and gives it to the machine; dev is taken over in any case: freed by ops->destroy on failure,
+ * after which *out, which may be in it, means nothing. */
+int virtio_pci_add(struct machine *m, uint8_t slot, const char *section, const char *label,
+		   const struct virtio_device_ops *ops, void *dev, struct virtio_pci **out,
+		   struct error *err);
 /* "KIND.ID", shortened and made unique by the slot where it would not fit a section name. */
 void virtio_pci_section(char name[STATE_NAME_BYTES], const char *kind, const char *id, uint8_t slot);
 

@@ -69,17 +69,8 @@ static const struct virtio_device_ops rng_ops = {
 int virtio_rng_create(struct machine *m, uint8_t slot, struct error *err)
 {
 	struct virtio_rng *d = calloc(1, sizeof *d);
-	int rc;
 
 	if (!d)
 		return error_errno(err, ENOMEM, "rng");
-	rc = virtio_pci_create(m, slot, "virtio-rng", "rng", &rng_ops, d, &d->v, err);
-	if (rc < 0) {
-		free(d);
-		return rc;
-	}
-	rc = machine_add_device(m, &virtio_pci_device_ops, d->v, err);
-	if (rc < 0)
-		virtio_pci_device_ops.destroy(d->v);
-	return rc;
+	return virtio_pci_add(m, slot, "virtio-rng", "rng", &rng_ops, d, &d->v, err);
 }

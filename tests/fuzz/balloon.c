@@ -10,8 +10,8 @@
 
 #include "base/bitmap.h"
 #include "base/bytes.h"
+#include "tests/fuzz/queue.h"
 #include "vmm/balloon.h"
-#include "vmm/state.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -75,30 +75,6 @@ static void serve(bool inflate)
 	}
 }
 
-static int load(struct virtqueue *q, const uint8_t *data, bool indirect)
-{
-	struct state_writer *w = state_writer_create();
-	struct state_reader *r = NULL;
-	const uint8_t *buf;
-	uint32_t version;
-	size_t len;
-	int rc;
-
-	state_section_begin(w, "q", 1);
-	state_put_bytes(w, data, 36);
-	state_section_end(w);
-	rc = state_writer_finish(w, &buf, &len, NULL);
-	if (rc == 0)
-		rc = state_reader_open(buf, len, &r, NULL);
-	if (rc == 0)
-		rc = state_reader_section(r, "q", 1, &version, NULL);
-	if (rc == 0)
-		rc = virtqueue_load(q, r, false, indirect, false, NULL);
-	state_reader_free(r);
-	state_writer_free(w);
-	return rc;
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct virtqueue q;
@@ -116,7 +92,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	memset(may_go, 0, sizeof may_go);
 	virtqueue_init(&q, &mem, VIRTQUEUE_SIZE_MAX);
 	inflate = data[36] & 1;
-	if (load(&q, data, data[36] & 2) < 0 || !q.enabled)
+	if (queue_load(&q, data, false, data[36] & 2) < 0 || !q.enabled)
 		return 0;
 	data += HEADER_BYTES;
 	size -= HEADER_BYTES;

@@ -8,8 +8,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
-#include "vmm/state.h"
-#include "vmm/virtqueue.h"
+#include "tests/fuzz/queue.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -57,31 +56,6 @@ static void use_chain(void)
 		abort();
 }
 
-/* Header: size, flags, indices and ring addresses, loaded as from a saved state. */
-static int load(struct virtqueue *q, const uint8_t *data, bool event_idx, bool indirect)
-{
-	struct state_writer *w = state_writer_create();
-	struct state_reader *r = NULL;
-	const uint8_t *buf;
-	uint32_t version;
-	size_t len;
-	int rc;
-
-	state_section_begin(w, "q", 1);
-	state_put_bytes(w, data, 36);
-	state_section_end(w);
-	rc = state_writer_finish(w, &buf, &len, NULL);
-	if (rc == 0)
-		rc = state_reader_open(buf, len, &r, NULL);
-	if (rc == 0)
-		rc = state_reader_section(r, "q", 1, &version, NULL);
-	if (rc == 0)
-		rc = virtqueue_load(q, r, event_idx, indirect, false, NULL);
-	state_reader_free(r);
-	state_writer_free(w);
-	return rc;
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct virtqueue q;
@@ -92,7 +66,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		abort();
 	memset(mem.base, 0, 0x10000);
 	virtqueue_init(&q, &mem, VIRTQUEUE_SIZE_MAX);
-	if (load(&q, data, data[36] & 1, data[36] & 2) < 0 || !q.enabled)
+	if (queue_load(&q, data, data[36] & 1, data[36] & 2) < 0 || !q.enabled)
 		return 0;
 	data += HEADER_BYTES;
 	size -= HEADER_BYTES;
