@@ -27,24 +27,7 @@ list_of() { on "$1" snvm list --json; }
 linux_vm() { # NAME
 	local n
 	n=$(number_of "$1")
-	cat >"$work/$1.ini" <<INI
-[vm]
-name = $1
-memory = $MEMORY
-kernel = /var/lib/guest/vmlinuz
-initrd = /var/lib/guest/initrd
-cmdline = console=ttyS0 loglevel=5 panic=-1 guest.ip=10.77.0.10$n/24 guest.collector=10.77.0.254 guest.port=710$n guest.interval=100
-serial = socket
-[disk root]
-path = root.qcow2
-format = qcow2
-[disk data]
-path = data.raw
-format = raw
-[net lan]
-bridge = br0
-mac = 52:54:00:00:00:0$n
-INI
+	linux_definition "$1" "$MEMORY" 1 "10.77.0.10$n" "guest.port=710$n guest.interval=100" "0$n" >"$work/$1.ini"
 	lab push host1 "$work/$1.ini" "/var/lib/guest/$1.ini"
 	lab net "$work/guest/collector" listen "710$n" "$work/$1.records" &
 	collector_pids+=($!)

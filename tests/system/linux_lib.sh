@@ -37,6 +37,28 @@ linux_cleanup() {
 	lab down || true
 	rm -rf "$work"
 }
+# linux_definition NAME MEMORY CPUS IP OPTIONS MAC: of a Debian VM with two disks; MAC: its last byte
+linux_definition() {
+	cat <<INI
+[vm]
+name = $1
+memory = $2
+cpus = $3
+kernel = /var/lib/guest/vmlinuz
+initrd = /var/lib/guest/initrd
+cmdline = console=ttyS0 loglevel=5 panic=-1 guest.ip=$4/24 guest.collector=10.77.0.254 $5
+serial = socket
+[disk root]
+path = root.qcow2
+format = qcow2
+[disk data]
+path = data.raw
+format = raw
+[net lan]
+bridge = br0
+mac = 52:54:00:00:00:$6
+INI
+}
 # linux_up [lab up options]: the lab, the guest's files, the VM running on host1, its collector
 linux_up() {
 	work=$(mktemp -d)
@@ -49,25 +71,7 @@ linux_up() {
 	lab up --ini "$work/limits.ini" --owner $$ "$@"
 	step "the Linux guest's files: kernel, initrd, ext4 on qcow2, ext4 on raw"
 	"$repo/tests/linux-guest/build" "$work/guest"
-	cat >"$work/vm.ini" <<INI
-[vm]
-name = $VM
-memory = ${MEMORY:-512M}
-cpus = 2
-kernel = /var/lib/guest/vmlinuz
-initrd = /var/lib/guest/initrd
-cmdline = console=ttyS0 loglevel=5 panic=-1 guest.ip=$GUEST_IP/24 guest.collector=10.77.0.254 guest.interval=${INTERVAL_MS:-5}
-serial = socket
-[disk root]
-path = root.qcow2
-format = qcow2
-[disk data]
-path = data.raw
-format = raw
-[net lan]
-bridge = br0
-mac = 52:54:00:00:00:01
-INI
+	linux_definition "$VM" "${MEMORY:-512M}" 2 "$GUEST_IP" "guest.interval=${INTERVAL_MS:-5}" 01 >"$work/vm.ini"
 	on host1 mkdir -p /var/lib/guest
 	local file
 	for file in vmlinuz initrd root.qcow2 data.raw; do lab push host1 "$work/guest/$file" /var/lib/guest/$file; done
