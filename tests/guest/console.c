@@ -106,6 +106,7 @@ void con_poll(void)
 			return;
 		fifo_room = FIFO_BYTES;
 	}
+	work_done++;
 	outb(COM1, (uint8_t)queue[tail++ % QUEUE_BYTES]);
 	fifo_room--;
 }

@@ -132,6 +132,34 @@ fault_ring3:
 1:	pause
 	jmp 1b
 
+	/*
+	 * idle=1: ring 3 halts by an invalid instruction, as a KVM that emulates ring 0 need not know `int`; this gate takes the place
+	 * of its handler. Interrupts are on during that halt and nowhere else. Whatever ends it arrives at interrupt_gate, which drops
+	 * its own frame and returns to ring 3: no return from ring 0 to ring 0 either.
+	 */
+	.globl idle_wait
+idle_wait:
+idle_instruction:
+	ud2
+	ret
+	.balign 16
+	.globl idle_gate
+idle_gate:
+	cmpq $idle_instruction, (%rsp)
+	jne fault_stubs + 6 * 16
+	addq $2, (%rsp)
+	sti
+	hlt
+	cli
+	iretq
+	.balign 16
+	.globl interrupt_gate
+interrupt_gate:
+	movb $0x20, %al
+	outb %al, $0x20			/* end of interrupt */
+	movq 24(%rsp), %rsp		/* as it was in idle_gate, ring 3's frame on top */
+	iretq
+
 	.section .data
 	.balign 16
 gdt:
@@ -151,7 +179,7 @@ gdt_pointer:
 	.quad gdt
 	.balign 8
 idt_pointer:
-	.word 32 * 16 - 1
+	.word 40 * 16 - 1
 	.quad guest_idt
 
 	.balign 16
@@ -191,7 +219,7 @@ page_table_pd:
 	.balign 16
 	.globl guest_idt
 guest_idt:
-	.skip 32 * 16
+	.skip 40 * 16
 	.globl fs_area
 fs_area:
 	.skip 64

@@ -105,6 +105,10 @@ void map_physical(uint64_t base, uint64_t len);	 /* identity, usable at once */
 void *ram_alloc(uint64_t bytes, uint64_t align); /* zeroed; halts when there is no memory left */
 uint64_t ram_pages_left(void);
 uint64_t *ram_page(uint64_t index); /* the index-th page that ram_alloc() has not given out */
+/* idle=1: the PIT interrupts a halt every IDLE_MS */
+#define IDLE_MS 1u
+void idle_init(void);
+void idle_wait(void); /* entry.S; RAX is lost, as in any call */
 _Noreturn void guest_halt(const char *why);
 void guest_power_off(void);
 
@@ -112,6 +116,7 @@ void guest_power_off(void);
 extern uint64_t tsc_khz;
 extern uint64_t active_ticks;
 extern uint64_t guest_seed;
+extern uint64_t work_done; /* counts: a pass of the main loop that did nothing may be followed by an idle wait */
 uint64_t guest_random(void);
 /* True a bounded number of times for each kind of failure; all of them are counted. */
 bool report_bad(unsigned kind);

@@ -13,13 +13,13 @@
 
 void guest_main(const struct start_info *info);
 
-uint64_t tsc_khz, active_ticks, guest_seed;
+uint64_t tsc_khz, active_ticks, guest_seed, work_done;
 uint64_t bad_count[BAD_KINDS];
 extern uint64_t fs_area[];
 
 static uint64_t random_state;
 static uint64_t start_tsc, last_tsc, max_gap, last_gap, gap_since_heartbeat, gaps, gap_min;
-static uint64_t heartbeat_seq, canary = 1;
+static uint64_t heartbeat_seq, canary = 1, waited;
 
 uint64_t guest_random(void)
 {
@@ -48,6 +48,7 @@ bool pacer_take(struct pacer *p)
 	if (p->credit < 1u << 20)
 		return false;
 	p->credit -= 1u << 20;
+	work_done++;
 	return true;
 }
 
@@ -149,14 +150,17 @@ static uint64_t to_us(uint64_t ticks)
 
 static void tick(void)
 {
-	uint64_t now = rdtsc(), gap = now - last_tsc;
+	uint64_t now = rdtsc(), passed = now - last_tsc, gap;
 
 	if (now < last_tsc) {
 		if (report_bad(BAD_CPU))
 			con_printf("BAD tsc went back from=%lu to=%lu\n", last_tsc, now);
-		gap = 0;
+		passed = 0;
 	}
 	last_tsc = now;
+	/* what it waited for on purpose is no gap */
+	gap = passed - (passed < waited ? passed : waited);
+	waited = 0;
 	if (gap > max_gap)
 		max_gap = gap;
 	if (gap > gap_since_heartbeat)
@@ -165,7 +169,18 @@ static void tick(void)
 		last_gap = gap;
 		gaps++;
 	}
-	active_ticks += gap < tsc_khz * ACTIVE_STEP_MS ? gap : tsc_khz * ACTIVE_STEP_MS;
+	active_ticks += passed < tsc_khz * ACTIVE_STEP_MS ? passed : tsc_khz * ACTIVE_STEP_MS;
+}
+
+/* Halts until the timer's next interrupt; of that time, a period is as wanted. */
+static void wait_for_work(void)
+{
+	uint64_t before = rdtsc(), period = tsc_khz * IDLE_MS;
+
+	idle_wait();
+	waited = rdtsc() - before;
+	if (waited > period)
+		waited = period;
 }
 
 static void print_counters(const char *what)
@@ -191,17 +206,21 @@ static void print_counters(const char *what)
 static void main_loop(void)
 {
 	uint64_t hb = option_number("hb", 200) * tsc_khz, run = option_number("run", 0) * 1000 * tsc_khz;
-	uint64_t next_hb, next_input;
-	bool touched_said = false;
+	uint64_t next_hb, next_input, work_before;
+	bool touched_said = false, idle;
 	enum { RUNNING, DRAINING, VERIFYING, DONE } phase = RUNNING;
 
+	idle = option_number("idle", 0);
 	options_report_unknown();
 	con_drain();
 	start_tsc = last_tsc = rdtsc();
 	next_hb = start_tsc;
 	next_input = start_tsc;
 	cpu_canaries_set();
+	if (idle)
+		idle_init();
 	for (;;) {
+		work_before = work_done;
 		tick();
 		cpu_canaries_check();
 		con_poll();
@@ -258,6 +277,8 @@ static void main_loop(void)
 				phase = DRAINING;
 			}
 		}
+		if (idle && phase == RUNNING && work_done == work_before)
+			wait_for_work();
 	}
 }
 

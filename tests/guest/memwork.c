@@ -183,6 +183,7 @@ bool mem_touched(void)
 
 static void touch_one(uint64_t index)
 {
+	work_done++;
 	if (index < mem_stats.ws_pages)
 		mem_write_page(ram_page(index), index, ++generations[index]);
 	else

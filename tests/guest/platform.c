@@ -10,6 +10,8 @@
 #define PTE_TABLE     0x27u
 #define PTE_LARGE     0xe7u
 #define PTE_ADDRESS   0x000ffffffffff000ULL
+#define VECTOR_IRQ_0  0x20
+#define VECTOR_INVALID 6
 
 struct start_info {
 	uint32_t magic, version, flags, nr_modules;
@@ -21,7 +23,7 @@ struct memmap_entry {
 	uint32_t type, reserved;
 };
 
-extern char guest_image_end[], fault_stubs[];
+extern char guest_image_end[], fault_stubs[], idle_gate[], interrupt_gate[];
 extern uint64_t page_table_pml4[];
 extern uint64_t guest_idt[];
 void guest_fault(uint64_t vector, uint64_t code, uint64_t rip, uint64_t cr2);
@@ -71,15 +73,41 @@ void guest_fault(uint64_t vector, uint64_t code, uint64_t rip, uint64_t cr2)
 	guest_halt("exception");
 }
 
+static void install_gate(unsigned vector, const char *to)
+{
+	uint64_t a = (uint64_t)to;
+
+	guest_idt[2 * vector] = (a & 0xffff) | 0x10ULL << 16 | 0x8e00ULL << 32 | ((a >> 16) & 0xffff) << 48;
+	guest_idt[2 * vector + 1] = a >> 32;
+}
+
 static void install_fault_handlers(void)
 {
-	for (unsigned i = 0; i < 32; i++) {
-		uint64_t a = (uint64_t)fault_stubs + i * 16;
+	for (unsigned i = 0; i < 32; i++)
+		install_gate(i, fault_stubs + i * 16);
+}
 
-		guest_idt[2 * i] =
-			(a & 0xffff) | 0x10ULL << 16 | 0x8e00ULL << 32 | ((a >> 16) & 0xffff) << 48;
-		guest_idt[2 * i + 1] = a >> 32;
-	}
+void idle_init(void)
+{
+	const unsigned latch = 1193182 / 1000 * IDLE_MS;
+
+	for (unsigned i = 0; i < 8; i++)
+		install_gate(VECTOR_IRQ_0 + i, interrupt_gate);
+	install_gate(VECTOR_INVALID, idle_gate);
+	/* the PICs by their data sheet: edges, vectors, cascade at input 2, 8086 mode; all but the PIT's line masked */
+	outb(0x20, 0x11);
+	outb(0x21, VECTOR_IRQ_0);
+	outb(0x21, 1 << 2);
+	outb(0x21, 1);
+	outb(0xa0, 0x11);
+	outb(0xa1, 0x70);
+	outb(0xa1, 2);
+	outb(0xa1, 1);
+	outb(0x21, 0xfe);
+	outb(0xa1, 0xff);
+	outb(0x43, 0x34); /* channel 0, both bytes, mode 2 */
+	outb(0x40, latch & 0xff);
+	outb(0x40, latch >> 8);
 }
 
 static bool same(const char *a, const char *b)

@@ -85,6 +85,7 @@ void spare_init(void)
 
 static void write_one(uint64_t i)
 {
+	work_done++;
 	mem_write_page(page_of(i), NUMBER_BASE + i, ++generation[i]);
 	set_state(i, HELD);
 	stats.written++;

@@ -170,6 +170,7 @@ void virtio_describe(struct virtio_queue *q, unsigned at, const volatile void *a
 
 void virtio_submit(struct virtio_queue *q, unsigned first)
 {
+	work_done++;
 	q->avail[2 + q->avail_index % q->size] = (uint16_t)first;
 	barrier();
 	q->avail[1] = ++q->avail_index;
@@ -185,6 +186,7 @@ bool virtio_poll(struct virtio_queue *q, uint32_t *head, uint32_t *written)
 
 	if (q->used[1] == q->used_index)
 		return false;
+	work_done++;
 	barrier();
 	element = (volatile uint32_t *)(q->used + 2) + 2 * (q->used_index % q->size);
 	q->used_index++;

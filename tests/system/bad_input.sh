@@ -97,7 +97,7 @@ cat >"$T/make/big.ini" <<INI
 name = big
 memory = $((total_gib * 4))G
 kernel = $GUEST
-cmdline = ws=2 rate=1 touch=1 zero=1 disk=off hb=100
+cmdline = ws=2 rate=1 touch=1 zero=1 disk=off hb=100 idle=1
 INI
 snvm a create "$T/make/big.ini" >/dev/null
 snvm a start big
@@ -131,7 +131,7 @@ cat >"$T/make/net.ini" <<INI
 name = net1
 memory = 64M
 kernel = $GUEST
-cmdline = ws=2 rate=1 touch=1 zero=1 disk=off hb=100
+cmdline = ws=2 rate=1 touch=1 zero=1 disk=off hb=100 idle=1
 [net lan]
 bridge = onlya
 INI

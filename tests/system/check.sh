@@ -58,7 +58,7 @@ name = vmnet
 memory = 64M
 cpus = 1
 kernel = $GUEST
-cmdline = ws=8 rate=20 touch=8 zero=1 hb=100
+cmdline = ws=8 rate=20 touch=8 zero=1 hb=100 idle=1
 serial = socket
 [net lan]
 bridge = br0

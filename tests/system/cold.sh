@@ -22,7 +22,7 @@ stopped_vm() {
 	head -c "${FILL_MB}M" /dev/urandom >"$d/data.raw"
 	truncate -s "${DISK_MB}M" "$d/data.raw"
 	qemu-img convert -q -f raw -O qcow2 "$d/data.raw" "$d/root.qcow2"
-	printf '[vm]\nname = %s\nmemory = 64M\nkernel = %s\ncmdline = ws=4 rate=5 touch=4 zero=1 disk=rw diskrate=100 hb=200 seed=%s\nserial = socket\n[disk root]\npath = root.qcow2\nformat = qcow2\n[disk data]\npath = data.raw\nformat = raw\n' \
+	printf '[vm]\nname = %s\nmemory = 64M\nkernel = %s\ncmdline = ws=4 rate=5 touch=4 zero=1 disk=rw diskrate=100 hb=200 idle=1 seed=%s\nserial = socket\n[disk root]\npath = root.qcow2\nformat = qcow2\n[disk data]\npath = data.raw\nformat = raw\n' \
 		"$1" "$GUEST" "$cases" >"$d/vm.ini"
 	snvm a create "$d/vm.ini" --import "root=$d/root.qcow2" --import "data=$d/data.raw" >/dev/null
 	rm -rf "$d"

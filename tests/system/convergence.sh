@@ -3,6 +3,7 @@
 # Alone: judges rates
 # A guest that dirties its memory at twice what the link carries: --priority, --on-exceed and the budget of --max-downtime,
 # that it always gets its speed back; and snmigrate dirty-rate. SNM_BRIEF=1 leaves out the move that goes over the budget.
+IDLE=0
 source "$(dirname "$0")/lib.sh"
 source "$(dirname "$0")/refuse_lib.sh"
 require_kvm

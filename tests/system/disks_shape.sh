@@ -43,7 +43,7 @@ format = qcow2"
 hosts_up
 trap 'hosts_down; drop_loops; rm -rf "$W"' EXIT
 
-LOAD="ws=4 rate=10 touch=4 zero=1 disk=rw diskrate=100 span=16 hb=100"
+LOAD="ws=4 rate=10 touch=4 zero=1 disk=rw diskrate=100 span=16 hb=100 idle=1"
 # vm NAME "DISK SECTIONS" [IMPORTS...]
 vm() {
 	local name=$1 disks=$2

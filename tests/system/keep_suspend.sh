@@ -22,7 +22,7 @@ cat >"$T/make/vm.ini" <<INI
 name = vm1
 memory = 128M
 kernel = $GUEST
-cmdline = ws=16 rate=20 touch=8 zero=1 disk=rw diskrate=200 span=32 hb=100 seed=5
+cmdline = ws=16 rate=20 touch=8 zero=1 disk=rw diskrate=200 span=32 hb=100 idle=1 seed=5
 [disk root]
 path = root.qcow2
 format = qcow2

@@ -172,7 +172,7 @@ assert_good() { # heartbeat line
 		[ "$(hb_field "$1" $f)" = 0 ] || fail "$f in: $1"
 	done
 }
-# native_vm HOST NAME MEMORY "GUEST OPTIONS" (VM_EXTRA: one more line of [vm]): a raw and a qcow2 disk of DISK_MB each, of which FILL_MB are random
+# native_vm HOST NAME MEMORY "GUEST OPTIONS" (VM_EXTRA: one more line of [vm]; IDLE=0: its vCPU never halts): a raw and a qcow2 disk of DISK_MB each, of which FILL_MB are random
 native_vm() {
 	local h=$1 name=$2 memory=$3 options=$4 d=$T/make.$2
 	mkdir -p "$d"
@@ -185,7 +185,7 @@ name = $name
 memory = $memory
 cpus = ${CPUS:-1}
 kernel = $GUEST
-cmdline = $options
+cmdline = $options idle=${IDLE:-1}
 serial = socket
 ${VM_EXTRA:-}
 [disk root]

@@ -5,6 +5,7 @@
 # --mirror buffered over a link with a round trip of 100 ms: a guest's writes do not follow it, what is buffered is seen in the
 # progress, it is drained before the handover, and a link that falls silent meanwhile neither slows the guest nor costs a write. A relay delays,
 # as not every kernel has netem.
+IDLE=0
 source "$(dirname "$0")/lib.sh"
 source "$(dirname "$0")/refuse_lib.sh"
 require_kvm

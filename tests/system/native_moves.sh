@@ -3,6 +3,7 @@
 # Alone: judges the guest's gaps
 # The native guest (1 GiB, 100 MB/s dirtied, two disks in use) moves back and forth MOVES times: no bad page, no bad sector.
 # With SNM_VERIFY=1 both sides compare all memory and device state at each handover, which makes the gaps longer.
+IDLE=0
 source "$(dirname "$0")/lib.sh"
 require_kvm
 MOVES=${MOVES:-$([ "${SNM_BRIEF:-}" = 1 ] && echo 5 || echo 20)}

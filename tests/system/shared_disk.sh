@@ -24,7 +24,7 @@ trap 'hosts_down; drop' EXIT
 # shared_vm NAME [MORE DISKS]: at a, its disk in the shared folder, started
 shared_vm() {
 	truncate -s 32M "$W/at-a/vms/$1.raw"
-	printf '[vm]\nname = %s\nmemory = 64M\nkernel = %s\ncmdline = ws=4 rate=10 touch=4 zero=1 disk=rw diskrate=200 span=16 hb=200\nserial = socket\n[disk root]\npath = %s/at-a/vms/%s.raw\nformat = raw\n%s\n' \
+	printf '[vm]\nname = %s\nmemory = 64M\nkernel = %s\ncmdline = ws=4 rate=10 touch=4 zero=1 disk=rw diskrate=200 span=16 hb=200 idle=1\nserial = socket\n[disk root]\npath = %s/at-a/vms/%s.raw\nformat = raw\n%s\n' \
 		"$1" "$GUEST" "$W" "$1" "${2:-}" >"$T/$1.ini"
 	snvm a create "$T/$1.ini" >/dev/null
 	snvm a start "$1"

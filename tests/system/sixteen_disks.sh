@@ -20,7 +20,7 @@ format() { if [[ " $QCOW2 " == *" $1 "* ]]; then echo qcow2; else echo raw; fi; 
 imports=()
 {
 	printf '[vm]\nname = vm1\nmemory = 96M\nkernel = %s\nserial = socket\n' "$GUEST"
-	echo "cmdline = ws=4 rate=1 touch=4 zero=1 disk=rw diskrate=50 span=8 record=100 fresh=0 hb=100"
+	echo "cmdline = ws=4 rate=1 touch=4 zero=1 disk=rw diskrate=50 span=8 record=100 fresh=0 hb=100 idle=1"
 	for i in $(seq $DISKS); do
 		head -c "${FILL_MB}M" /dev/urandom >"$T/make/d$i.raw"
 		truncate -s "${DISK_MB}M" "$T/make/d$i.raw"

@@ -35,7 +35,7 @@ mkdir -p "$T/b/state.real"; mv "$T/b/state" "$T/b/state.real/state"; mkdir "$T/b
 mount -t tmpfs -o size=512m snm "$T/b/state"
 daemon_start b
 
-LOAD="ws=4 rate=10 touch=4 zero=1 disk=rw diskrate=50 span=8 hb=100"
+LOAD="ws=4 rate=10 touch=4 zero=1 disk=rw diskrate=50 span=8 hb=100 idle=1"
 vm() { # NAME "DISK SECTIONS" [IMPORTS...]
 	local name=$1 disks=$2
 	shift 2
