@@ -9,6 +9,7 @@ BIN=$B/bin
 T=
 declare -A DAEMON_PID
 NS=snm$$
+while [ -e "/run/netns/${NS}s" ]; do NS=${NS}x; done # one that was killed may have left them
 SILENCE_MS=${SILENCE_MS:-4000} # two tests share the processors in the check; who waits for silence itself sets less
 GUEST=$B/guest/native.elf
 HOSTS="a b"
