@@ -152,7 +152,7 @@ pids_in() { # HOST COMM [ARGUMENT]: processes of that host
 }
 vm_dir() { echo "$T/$1/state/vms/$2"; }
 # What the serial console has kept (its last 64 KiB).
-console() { timeout 2 socat -u -T 0.3 "UNIX-CONNECT:$(vm_dir "$1" "$2")/console.sock" - 2>/dev/null | tr -d '\r' || true; }
+console() { timeout 2 socat -u -T 0.1 "UNIX-CONNECT:$(vm_dir "$1" "$2")/console.sock" - 2>/dev/null | tr -d '\r' || true; }
 last_hb() { console "$1" "$2" | grep '^hb ' | tail -n 1 || true; }
 hb_field() { sed -nE "s/.*[ ]$2=([0-9]+).*/\1/p" <<<"$1"; }
 # Runs until a heartbeat with a higher seq than $3 is seen; prints it. Fails on BAD lines.
