@@ -106,7 +106,9 @@ static int parse_since(const char *arg, json_int_t *out)
 					      "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"};
 	unsigned seconds;
 	if (!duration_parse(arg, SINCE_MAX_S, &seconds)) {
-		*out = ((json_int_t)time(NULL) - seconds) * 1000;
+		struct timespec now;
+		clock_gettime(CLOCK_REALTIME, &now);
+		*out = ((json_int_t)now.tv_sec - seconds) * 1000 + now.tv_nsec / 1000000;
 		return 0;
 	}
 	for (size_t i = 0; i < ARRAY_SIZE(formats); i++) {
