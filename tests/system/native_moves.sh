@@ -6,7 +6,7 @@
 IDLE=0
 source "$(dirname "$0")/lib.sh"
 require_kvm
-MOVES=${MOVES:-$([ "${SNM_BRIEF:-}" = 1 ] && echo 5 || echo 20)}
+MOVES=${MOVES:-$([ "${SNM_BRIEF:-}" = 1 ] && echo 3 || echo 20)}
 hosts_up
 native_vm a vm1 1G "ws=256 rate=100 touch=512 disk=rw diskrate=300 fresh=1 hb=100"
 wait_touched a vm1
