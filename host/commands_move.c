@@ -12,6 +12,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/fault.h"
 #include "base/log.h"
 #include "host/ask.h"
 #include "host/daemon.h"
@@ -218,8 +219,9 @@ static int check_move(struct command_context *c, struct follow *f, const char *h
 		rc = handover_may_move(&vm->rec, err);
 	if (rc < 0)
 		return rc;
-	f->cold = !keeper_is_live(vm->keeper);
-	if (f->cold && vm->rec.flags & RECORD_POWERED_ON)
+	/* One that is off may have a snvmm of another move: only who starts that process may use it. */
+	f->cold = !(vm->rec.flags & RECORD_POWERED_ON);
+	if (!f->cold && !keeper_is_live(vm->keeper))
 		return error_set(
 			err, ESRCH,
 			"VM %s is crashed: snvm start %s, or snvm stop %s to move it stopped as it is",
@@ -268,6 +270,7 @@ int command_move(struct command_context *c, struct error *err)
 		rc = vm_start(d, &f.vm, VM_START_COLD, err);
 	if (rc < 0)
 		return EXIT_REFUSED;
+	fault_point("move-before-asked");
 	rc = vm_connect(&f.vm, &vmm, err);
 	if (rc < 0) {
 		if (f.cold)

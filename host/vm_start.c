@@ -21,11 +21,12 @@
 int vm_check_no_cold_move(struct daemon *d, struct vm_ref *vm, struct error *err)
 {
 	uint64_t deadline = clock_now_ms() + COLD_END_TIMEOUT_MS;
-	while (keeper_is_live(vm->keeper) && clock_now_ms() < deadline) {
+	while (keeper_is_live(vm->keeper)) {
 		json_t *o = vm_describe(d, vm, true);
 		const char *state = json_string_value(json_object_get(o, "state"));
 		bool cold = state && !strcmp(state, vm_state_name(VM_STOPPED));
 		bool moving = json_is_object(json_object_get(o, "migrating"));
+		bool answers = json_object_get(o, "pid") != NULL;
 		json_decref(o);
 		if (!cold)
 			return 0;
@@ -34,6 +35,12 @@ int vm_check_no_cold_move(struct daemon *d, struct vm_ref *vm, struct error *err
 					 "VM %s is stopped, and being moved: wait for its end, or snmigrate "
 					 "cancel %s",
 					 vm->rec.name, vm->rec.name);
+		if (clock_now_ms() >= deadline)
+			return !answers ? 0
+					: error_set(err, EBUSY,
+						    "VM %s is stopped, and another command is about to move "
+						    "it: try again",
+						    vm->rec.name);
 		/* it has not been told to yet, or is ending */
 		keeper_wait_dead(vm->keeper, COLD_LOOK_MS);
 	}

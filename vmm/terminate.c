@@ -24,14 +24,15 @@ void terminate_block(void)
 static void terminate_once(struct vm *vm, unsigned nth)
 {
 	enum vm_state state = vm_get_state(vm);
-	if (state == VM_INCOMING || state == VM_STOPPED) {
-		log_warn("SIGTERM: this process does not own a VM and ends");
-		_exit(1);
-	}
+	/* first: a VM that moves while it is stopped is handed over as well */
 	if (move_is_deciding(vm) || state == VM_IN_DOUBT) {
 		log_warn("SIGTERM: not now, the VM is %s",
 			 state == VM_IN_DOUBT ? vm_state_name(state) : "being handed over");
 		return;
+	}
+	if (state == VM_INCOMING || state == VM_STOPPED) {
+		log_warn("SIGTERM: this process runs no VM and ends");
+		_exit(1);
 	}
 	if (nth == 1 && (state == VM_RUNNING || state == VM_PAUSED)) {
 		log_info("SIGTERM: pressing the guest's power button");

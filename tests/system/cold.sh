@@ -122,6 +122,22 @@ refuse 3 "" snmigrate a $vm hostb --with-storage
 [ "$(snvm a list --json | jq -r --arg n $vm '.[] | select(.name == $n) | "\(.state) \(.migrating.destination)"')" = "stopped hostb" ] || fail "$vm: $(snvm a list --json)"
 snmigrate a cancel $vm >/dev/null; go in-mirror
 ends 5 a
+# two commands at once: the second is refused as long as the process is the first one's, asked or not, and does not end it
+begin move-before-asked:hold ""
+reach move-before-asked
+refuse 3 "another command is about to move it" snmigrate a $vm hostb --with-storage
+go move-before-asked
+ends 0 b
+# nor does somebody's SIGTERM, once the VM may be the other host's
+begin after-commit:hold ""
+reach after-commit
+kill -TERM "$(pids_in a snvmm)"; sleep 0.3
+[ -n "$(pids_in a snvmm)" ] || fail "$vm: its snvmm ended between COMMIT and RUNNING"
+go after-commit
+ends 0 b
+begin in-mirror:hold ""
+reach in-mirror; kill -TERM "$(pids_in a snvmm)"
+ends 4 a
 # before COMMIT: at the source
 begin in-mirror:hold ""; reach in-mirror; kill_snvmm a; ends 4 a
 begin "" d-before-ready:kill; ends 4 a
