@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vmm/move_shared.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/openat2.h>
@@ -65,14 +66,14 @@ static int open_below(int dirfd, const char *path, uint64_t flags)
 }
 
 /* The folder that the image is in. */
-static int open_folder(int dirfd, const char *path)
+static int open_folder(int dirfd, const char *path, uint64_t flags)
 {
 	char folder[MOVE_SHARED_PATH_BYTES];
 	snprintf(folder, sizeof folder, "%s", path);
 	char *slash = strrchr(folder, '/');
 	if (slash)
 		*slash = '\0';
-	return open_below(dirfd, slash ? folder : ".", O_PATH | O_DIRECTORY);
+	return open_below(dirfd, slash ? folder : ".", flags | O_DIRECTORY);
 }
 
 int move_shared_locate(const char *dirs, const char *image, char folder[MOVE_SHARED_PATH_BYTES],
@@ -90,6 +91,47 @@ int move_shared_locate(const char *dirs, const char *image, char folder[MOVE_SHA
 			 *dirs ? "" : ", which is not set");
 }
 
+/* In the folder; of this inode alone, so that no other VM's proof is disturbed. */
+static unsigned sweep_in(int dir, const struct stat *image)
+{
+	unsigned n = 0;
+	DIR *d = fdopendir(dir);
+	if (!d) {
+		close(dir);
+		return 0;
+	}
+	for (struct dirent *de; (de = readdir(d));) {
+		struct stat st;
+		if (!is_challenge(de->d_name) || fstatat(dirfd(d), de->d_name, &st, AT_SYMLINK_NOFOLLOW) ||
+		    st.st_dev != image->st_dev || st.st_ino != image->st_ino)
+			continue;
+		if (unlinkat(dirfd(d), de->d_name, 0) == 0)
+			n++;
+		else
+			log_warn("%s, a second name of a VM's disk: %s", de->d_name, strerror(errno));
+	}
+	closedir(d);
+	return n;
+}
+
+void move_shared_sweep(const char *dirs, const char *image, uint64_t device, uint64_t inode)
+{
+	char folder[MOVE_SHARED_PATH_BYTES];
+	struct move_shared s;
+	struct stat st;
+	if (move_shared_locate(dirs, image, folder, &s, NULL))
+		return;
+	CLEANUP_FD int top = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	CLEANUP_FD int file = top < 0 ? -1 : open_below(top, s.path, O_PATH);
+	if (file < 0 || fstat(file, &st) || st.st_dev != device || st.st_ino != inode || st.st_nlink < 2)
+		return;
+	int dir = open_folder(top, s.path, O_RDONLY);
+	unsigned n = dir < 0 ? 0 : sweep_in(dir, &st);
+	if (n)
+		log_info("%s: %u second name%s removed, which a move that was cut off left", image, n,
+			 n == 1 ? "" : "s");
+}
+
 int move_shared_challenge(const char *folder, uint64_t device, uint64_t inode, struct move_shared *s,
 			  struct error *err)
 {
@@ -101,7 +143,7 @@ int move_shared_challenge(const char *folder, uint64_t device, uint64_t inode, s
 	CLEANUP_FD int top = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (top < 0)
 		return error_errno(err, errno, "%s", folder);
-	CLEANUP_FD int dir = open_folder(top, s->path);
+	CLEANUP_FD int dir = open_folder(top, s->path, O_PATH);
 	CLEANUP_FD int image = open_below(top, s->path, O_PATH);
 	if (dir < 0 || image < 0)
 		return error_errno(err, dir < 0 ? dir : image, "%s/%s (through no symbolic link)", folder,
@@ -128,7 +170,7 @@ void move_shared_withdraw(const char *folder, struct move_shared *s)
 	if (!s->name[0])
 		return;
 	CLEANUP_FD int top = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
-	CLEANUP_FD int dir = top < 0 ? -1 : open_folder(top, s->path);
+	CLEANUP_FD int dir = top < 0 ? -1 : open_folder(top, s->path, O_PATH);
 	if (dir < 0 || unlinkat(dir, s->name, 0))
 		log_warn("%s: %s beside %s could not be removed: %s", folder, s->name, s->path,
 			 strerror(errno));
@@ -140,7 +182,7 @@ static int compare_in(const char *folder, const struct move_shared *s, struct st
 {
 	struct stat second;
 	CLEANUP_FD int top = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
-	CLEANUP_FD int dir = top < 0 ? -1 : open_folder(top, s->path);
+	CLEANUP_FD int dir = top < 0 ? -1 : open_folder(top, s->path, O_PATH);
 	CLEANUP_FD int image = top < 0 ? -1 : open_below(top, s->path, O_PATH);
 	*why = "it is not there";
 	if (dir < 0 || image < 0 || fstat(image, st))

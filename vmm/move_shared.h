@@ -31,6 +31,12 @@ struct move_shared {
  * path, and the folder of the shared ones. */
 int move_shared_locate(const char *dirs, const char *image, char folder[MOVE_SHARED_PATH_BYTES],
 		       struct move_shared *out, struct error *err);
+/*
+ * Removes what the image (an absolute path; that inode) has of such names: those of a process that was killed
+ * before it could. Only whoever has the image's lock may, and before it gives it a name itself. Nothing
+ * happens where the image is in none of the dirs.
+ */
+void move_shared_sweep(const char *dirs, const char *image, uint64_t device, uint64_t inode);
 /* Gives the image its second name; it has to be that inode. Fills name and bytes. */
 int move_shared_challenge(const char *folder, uint64_t device, uint64_t inode, struct move_shared *s,
 			  struct error *err);

@@ -501,6 +501,7 @@ int source_hello(struct move *mv, struct error *err)
 	}
 	rc = move_link_send(mv->link, FRAME_HELLO, hello, err);
 	json_decref(hello);
+	fault_point("in-hello");
 	struct frame reply;
 	if (!rc)
 		rc = move_link_wait(mv->link, 1u << FRAME_HELLO_OK | 1u << FRAME_REFUSE, hello_timeout_ms(mv),

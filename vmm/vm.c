@@ -14,6 +14,7 @@
 #include "host/jsonl.h"
 #include "vmm/memory.h"
 #include "vmm/move.h"
+#include "vmm/move_shared.h"
 #include "vmm/tap.h"
 
 /* Less is no running guest's. */
@@ -104,6 +105,9 @@ int vm_open_disks(struct vm *vm, struct error *err)
 			opt.size_bytes = d->info.is_block_device ? def->size_bytes : 0;
 			rc = block_open(path, &opt, &d->local, err);
 		}
+		/* it is locked now; while it is another host's, so may be its names */
+		if (!rc && !d->shared && !d->info.is_block_device)
+			move_shared_sweep(vm->cfg->shared, path, d->info.device, d->info.inode);
 		if (!rc)
 			rc = mirror_create(d->local, &d->mirror, &d->top, err);
 		if (rc)

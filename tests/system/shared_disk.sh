@@ -153,4 +153,20 @@ dies after-ready:kill "" 8 crashed a
 dies "" d-held-running:kill 4 running a
 dies "" d-owner-recorded:kill 8 crashed b
 dies moved-recorded:kill "" 0 running b
+# killed while the destination looks for the second name: whoever opens the disk next takes it away
+daemon_kill a TERM; daemon_kill b TERM
+daemon_start b; daemon_start a SNM_FAULT=in-hello:kill
+snvm a start vm1
+for next in start stop; do
+	wait_hb a vm1 >/dev/null
+	snmigrate a vm1 hostb >"$T/out" 2>&1 && fail "moved, although the source was killed: $(cat "$T/out")"
+	wait_state a vm1 crashed
+	[ -n "$(find "$W" -name '.snmigrate-*')" ] || fail "no second name is left: the test is no test"
+	snvm a $next vm1 >/dev/null
+	[ $next = start ] || break
+	nothing_left
+done
+daemon_kill a TERM; daemon_start a
+snmigrate a vm1 hostb >/dev/null || fail "cold: exit $?"
+nothing_left
 echo "a shared disk moved with its lock; $checks refusals"

@@ -145,6 +145,44 @@ START_TEST(only_the_vm_s_own_file_gets_a_name)
 }
 END_TEST
 
+START_TEST(what_a_killed_process_left_is_swept)
+{
+	struct move_shared s, other;
+	struct stat st;
+	char folder[MOVE_SHARED_PATH_BYTES], second[200], foreign[300], kept[300], copy[300];
+	challenge(&s, folder);
+	challenge(&s, folder);
+	ck_assert_uint_eq(links(), 3);
+	ck_assert_int_eq(stat(image, &st), 0);
+	/* what is not of this image, or not such a name, stays: another VM's proof, a file of that name, a
+	 * person's link */
+	snprintf(second, sizeof second, "%s/a/vms/data.raw", top);
+	put(second, "another disk");
+	struct stat beside;
+	ck_assert_int_eq(stat(second, &beside), 0);
+	ck_assert_int_eq(move_shared_locate(dirs, second, folder, &other, NULL), 0);
+	ck_assert_int_eq(move_shared_challenge(folder, beside.st_dev, beside.st_ino, &other, NULL), 0);
+	snprintf(foreign, sizeof foreign, "%s/a/vms/.snmigrate-0123456789abcdef0123456789abcdef", top);
+	put(foreign, "somebody's");
+	snprintf(kept, sizeof kept, "%s/a/vms/.snmigrate-backup", top);
+	ck_assert_int_eq(link(image, kept), 0);
+	snprintf(copy, sizeof copy, "%s/copy/vms/root.raw", top);
+	/* neither for another inode, nor for an image elsewhere */
+	move_shared_sweep(dirs, image, st.st_dev, st.st_ino + 1);
+	move_shared_sweep("", image, st.st_dev, st.st_ino);
+	move_shared_sweep(dirs, copy, st.st_dev, st.st_ino);
+	ck_assert_uint_eq(links(), 4);
+	move_shared_sweep(dirs, image, st.st_dev, st.st_ino);
+	ck_assert_uint_eq(links(), 2);
+	ck_assert_int_eq(access(kept, F_OK), 0);
+	ck_assert_int_eq(access(foreign, F_OK), 0);
+	ck_assert_int_eq(stat(second, &beside), 0);
+	ck_assert_uint_eq(beside.st_nlink, 2);
+	move_shared_sweep(dirs, image, st.st_dev, st.st_ino); /* again */
+	move_shared_withdraw(folder, &other);
+}
+END_TEST
+
 #define NAME "\"name\":\".snmigrate-0123456789abcdef0123456789abcdef\""
 static const char *const hostile[] = {
 	"{}",
@@ -186,6 +224,7 @@ int main(void)
 	tcase_add_test(tc, the_same_file_is_found);
 	tcase_add_test(tc, another_file_is_not);
 	tcase_add_test(tc, only_the_vm_s_own_file_gets_a_name);
+	tcase_add_test(tc, what_a_killed_process_left_is_swept);
 	tcase_add_loop_test(tc, hostile_words_are_refused, 0, sizeof hostile / sizeof *hostile);
 	suite_add_tcase(s, tc);
 	SRunner *sr = srunner_create(s);
