@@ -167,8 +167,17 @@ int check_quick(struct daemon *d, struct vm_ref *vm, const char *host, json_t *o
 	f->bandwidth_bytes_per_s = bandwidth > 0 ? (uint64_t)bandwidth : 0;
 	check_collect(d, vm, host, CHECK_MEASURE_HOST, f);
 	check_predict(f, &p);
+	int rc = 0;
+	if (!p.quick_ms && !json_is_integer(most))
+		rc = error_set(
+			err, ENODATA,
+			"VM %s: for how long it would stand still (--quick) cannot be predicted%s%s; say "
+			"for how long it may (--max-downtime), or leave --quick out",
+			vm->rec.name, *f->no_answer ? ": " : "", f->no_answer);
 	check_facts_free(f);
 	free(f);
+	if (rc)
+		return rc;
 	if (p.quick_ms && json_is_integer(most) && (json_int_t)p.quick_ms > json_integer_value(most))
 		return error_set(
 			err, ETIME,

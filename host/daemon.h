@@ -175,7 +175,8 @@ void check_collect(struct daemon *d, struct vm_ref *vm, const char *host, unsign
 		   struct check_facts *f);
 /*
  * A move with --quick: for how long the guest will stand still, by what both hosts and the link tell now,
- * goes into its options ("predicted_stop_ms"); -ETIME where that is known to be longer than they allow.
+ * goes into its options ("predicted_stop_ms"); -ETIME where that is known to be longer than they allow,
+ * -ENODATA where neither is known.
  */
 int check_quick(struct daemon *d, struct vm_ref *vm, const char *host, json_t *options, struct error *err);
 /* host/commands_evacuate.c */

@@ -87,7 +87,8 @@ struct move_options {
 	unsigned keep_partial_s;    /* by the destination; MOVE_AS_CONFIGURED: as its configuration says */
 	bool with_storage;	    /* else its disks are to be seen by both hosts */
 	bool quick;		    /* the guest stands still from before its disks are copied */
-	unsigned quick_most_ms;	    /* for no longer than that; 0 = any time */
+	uint64_t quick_most_ms;	    /* for no longer than that; 0 = not known */
+	bool quick_limited;	    /* which a person said */
 	uint64_t predicted_stop_ms; /* of that; 0 = not known */
 	bool keep_source;
 	bool rehearse; /* ends when the guest would be stopped */

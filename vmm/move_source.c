@@ -280,8 +280,7 @@ int move_source_start(struct vm *vm, const struct move_options *opt, struct erro
 		rc = handover_may_move(&rec, err);
 	if (rc)
 		return rc;
-	if (vm->cold)
-		rc = source_cold_options(vm, opt, err);
+	rc = vm->cold ? source_cold_options(vm, opt, err) : source_quick_options(opt, err);
 	if (rc)
 		return rc;
 	if (opt->epoch <= rec.epoch)

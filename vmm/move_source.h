@@ -243,8 +243,12 @@ json_t *source_shared_paths(const struct move *mv);
 int source_quick_parse(json_t *o, struct move_options *opt, struct error *err); /* after "postcopy" */
 /* With --quick: the guest stands still from here on. */
 int source_quick_pause(struct move *mv, struct error *err);
-/* Whether it has for longer than it may: then why. */
-bool source_quick_late(struct move *mv, struct error *why);
+/* Of a guest that runs: -EINVAL where nothing limits for how long it may. */
+int source_quick_options(const struct move_options *opt, struct error *err);
+/* mv->lock held. When it has for as long as it may; UINT64_MAX while there is no such time. */
+uint64_t source_quick_deadline_ns(const struct move *mv);
+/* Ends the move if that time is over. */
+void source_quick_expire(struct move *mv);
 /* move_source_handover.c: the guest goes on here, if it was this move that stopped it. */
 void source_unpause(struct move *mv);
 /* move_source_cold.c: of a VM that is stopped */

@@ -247,6 +247,21 @@ static void report_once(struct report *r)
 	move_events_emit(mv->events, ev, false);
 }
 
+/* mv->lock held. A guest that stands still for the whole move is not kept so a moment longer than it may. */
+static void rest_until(struct move *mv, uint64_t at)
+{
+	while (mv->ticker_started && clock_now_ns() < at) {
+		uint64_t late = source_quick_deadline_ns(mv);
+		struct timespec until = clock_timespec(late < at ? late : at);
+		pthread_cond_timedwait(&mv->changed, &mv->lock, &until);
+		if (clock_now_ns() < source_quick_deadline_ns(mv))
+			continue;
+		pthread_mutex_unlock(&mv->lock);
+		source_quick_expire(mv);
+		pthread_mutex_lock(&mv->lock);
+	}
+}
+
 static void *tick(void *arg)
 {
 	struct report r = {.mv = arg, .last_us = clock_now_us()};
@@ -255,16 +270,9 @@ static void *tick(void *arg)
 	pthread_mutex_lock(&mv->lock);
 	while (mv->ticker_started) {
 		uint64_t at = clock_now_ns() + UINT64_C(1000000000);
-		struct timespec until = clock_timespec(at);
-		while (mv->ticker_started && clock_now_ns() < at)
-			pthread_cond_timedwait(&mv->changed, &mv->lock, &until);
+		rest_until(mv, at);
 		if (mv->ticker_started)
 			report_once(&r);
-		struct error late = ERROR_INIT;
-		pthread_mutex_unlock(&mv->lock);
-		if (source_quick_late(mv, &late))
-			source_interrupt(mv, &late);
-		pthread_mutex_lock(&mv->lock);
 	}
 	pthread_mutex_unlock(&mv->lock);
 	return NULL;

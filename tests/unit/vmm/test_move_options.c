@@ -105,15 +105,48 @@ START_TEST(quick)
 	struct move_options opt;
 	ck_assert_int_eq(parse("{}", &opt, NULL), 0);
 	ck_assert(!opt.quick);
-	/* what is the default of a guest that runs is no limit for one that stands still */
+	ck_assert_int_eq(source_quick_options(&opt, NULL), 0);
+	/* what is the default of a guest that runs is no limit for one that stands still, and without one it
+	 * is not stopped */
 	ck_assert_int_eq(parse("{\"quick\":true}", &opt, NULL), 0);
 	ck_assert(opt.quick);
-	ck_assert_uint_eq(opt.quick_most_ms, 0);
 	ck_assert_uint_eq(opt.predicted_stop_ms, 0);
+	ck_assert_int_eq(source_quick_options(&opt, NULL), -EINVAL);
+	/* what was predicted makes one */
+	ck_assert_int_eq(parse("{\"quick\":true,\"predicted_stop_ms\":1234}", &opt, NULL), 0);
+	ck_assert_uint_eq(opt.quick_most_ms, 4 * 1234 + 10000);
+	ck_assert(!opt.quick_limited);
+	ck_assert_int_eq(source_quick_options(&opt, NULL), 0);
+	ck_assert_int_eq(parse("{\"quick\":true,\"predicted_stop_ms\":9223372036854775807}", &opt, NULL), 0);
+	ck_assert_uint_lt(opt.quick_most_ms, UINT64_MAX / 1000000);
+	/* and what a person says goes before that */
 	ck_assert_int_eq(
 		parse("{\"quick\":true,\"max_downtime_ms\":9000,\"predicted_stop_ms\":1234}", &opt, NULL), 0);
 	ck_assert_uint_eq(opt.quick_most_ms, 9000);
+	ck_assert(opt.quick_limited);
 	ck_assert_uint_eq(opt.predicted_stop_ms, 1234);
+}
+END_TEST
+
+START_TEST(quick_deadline)
+{
+	struct move mv = {.opt = {.quick = true, .quick_most_ms = 3000}, .pause_us = 5000000};
+	ck_assert_uint_eq(source_quick_deadline_ns(&mv), UINT64_MAX); /* it runs */
+	mv.deciding = true;
+	ck_assert_uint_eq(source_quick_deadline_ns(&mv), 8000000000u);
+	mv.commit = true;
+	ck_assert_uint_eq(source_quick_deadline_ns(&mv), UINT64_MAX);
+	mv.commit = false;
+	mv.interrupted = true;
+	ck_assert_uint_eq(source_quick_deadline_ns(&mv), UINT64_MAX);
+	mv.interrupted = false;
+	mv.opt.quick = false; /* the pause of any other move */
+	ck_assert_uint_eq(source_quick_deadline_ns(&mv), UINT64_MAX);
+	/* the longest that may be predicted does not wrap */
+	ck_assert_int_eq(parse("{\"quick\":true,\"predicted_stop_ms\":9223372036854775807}", &mv.opt, NULL),
+			 0);
+	ck_assert_uint_gt(source_quick_deadline_ns(&mv), UINT64_C(3600) * 24 * 365 * 1000000000);
+	ck_assert_uint_lt(source_quick_deadline_ns(&mv), UINT64_MAX);
 }
 END_TEST
 
@@ -155,6 +188,7 @@ int main(void)
 	tcase_add_test(t, former_pages_are_bounded);
 	tcase_add_test(t, deltas_are_agreed_upon);
 	tcase_add_test(t, quick);
+	tcase_add_test(t, quick_deadline);
 	tcase_add_loop_test(t, what_is_wrong_is_named, 0, sizeof wrong / sizeof *wrong);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
