@@ -345,12 +345,20 @@ int jsonl_write_error(struct jsonl *j, int exit_status, const struct error *e)
 int jsonl_call(struct jsonl *j, json_t *request, json_t **reply, int *exit_status, unsigned timeout_ms,
 	       struct error *err)
 {
+	return jsonl_call_fd(j, request, reply, NULL, exit_status, timeout_ms, err);
+}
+
+int jsonl_call_fd(struct jsonl *j, json_t *request, json_t **reply, int *fd, int *exit_status,
+		  unsigned timeout_ms, struct error *err)
+{
 	json_t *answer = NULL;
 	if (exit_status)
 		*exit_status = 0;
+	if (fd)
+		*fd = -1;
 	int rc = jsonl_write(j, request, -1, err);
 	if (!rc)
-		rc = jsonl_read(j, &answer, NULL, timeout_ms, err);
+		rc = jsonl_read(j, &answer, fd, timeout_ms, err);
 	if (rc < 0)
 		return rc;
 	if (!json_is_true(json_object_get(answer, "ok"))) {
@@ -361,6 +369,10 @@ int jsonl_call(struct jsonl *j, json_t *request, json_t **reply, int *exit_statu
 				json_is_integer(status) ? (int)json_integer_value(status) : EXIT_FAILED;
 		rc = error_set(err, EREMOTE, "%s", why ? why : "refused without a reason");
 		json_decref(answer);
+		if (fd && *fd >= 0)
+			close(*fd);
+		if (fd)
+			*fd = -1;
 		return rc;
 	}
 	if (reply)

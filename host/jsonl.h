@@ -37,5 +37,8 @@ int jsonl_write_error(struct jsonl *j, int exit_status, const struct error *e);
  * its exit. */
 int jsonl_call(struct jsonl *j, json_t *request, json_t **reply, int *exit_status, unsigned timeout_ms,
 	       struct error *err);
+/* Likewise, with a descriptor that may come with the reply, or -1 (also where the reply is an error). */
+int jsonl_call_fd(struct jsonl *j, json_t *request, json_t **reply, int *fd, int *exit_status,
+		  unsigned timeout_ms, struct error *err);
 
 #endif

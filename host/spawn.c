@@ -319,7 +319,7 @@ int spawn_group_wait_empty(const char *group, unsigned timeout_ms, struct error 
 	return 0;
 }
 
-static int open_log(const char *path, struct error *err)
+int spawn_open_log(const char *path, struct error *err)
 {
 	struct stat st;
 	if (stat(path, &st) == 0 && st.st_size > LOG_MAX_BYTES) {
@@ -397,7 +397,7 @@ pid_t spawn_start(const struct spawn_options *opt, struct error *err)
 	}
 	snprintf(mark, sizeof mark, MARK_VARIABLE "=%s/%.100s", spawn.scope, opt->group);
 	CLEANUP_FREE char **env = marked_environment(mark);
-	CLEANUP_FD int log_fd = open_log(opt->log_path, err);
+	CLEANUP_FD int log_fd = spawn_open_log(opt->log_path, err);
 	CLEANUP_FD int null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	int pipes[2], go[2] = {-1, -1};
 	if (!env || log_fd < 0 || null_fd < 0 || pipe2(pipes, O_CLOEXEC) < 0)

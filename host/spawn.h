@@ -31,6 +31,9 @@ struct spawn_options {
 /* Starts a detached process (a session of its own) that outlives this one. Its pid; the caller reaps it. */
 pid_t spawn_start(const struct spawn_options *opt, struct error *err);
 
+/* Opens such a file to be appended to; one that has grown large gives way to a new one (PATH.old). */
+int spawn_open_log(const char *path, struct error *err);
+
 /* Moves a process from one group to another. */
 int spawn_group_move(const char *from, const char *to, pid_t pid, struct error *err);
 /* 1 empty (or no such group), 0 not, negative errno. */

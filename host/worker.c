@@ -284,6 +284,22 @@ static int answer(struct worker *w, int rc, const struct error *err)
 	return rc < 0 ? jsonl_write_error(w->link, EXIT_REFUSED, err) : reply_ok(w->link, NULL);
 }
 
+/* It is the VM's process from here on, and so is what it says: it gets the VM's log. */
+static int answer_admitted(struct worker *w)
+{
+	char rel[REGISTRY_FOLDER_BYTES], path[REGISTRY_PATH_BYTES];
+	struct error err = ERROR_INIT;
+	snprintf(rel, sizeof rel, "logs/%s.log", w->name);
+	CLEANUP_FD int log =
+		registry_path(w->daemon->cfg, rel, path, &err) < 0 ? -1 : spawn_open_log(path, &err);
+	if (log < 0)
+		log_warn("VM %s: its log: %s", w->name, err.message);
+	json_t *o = json_pack("{s:b}", "ok", 1);
+	int rc = o ? jsonl_write(w->link, o, log, &err) : -ENOMEM;
+	json_decref(o);
+	return rc;
+}
+
 static int pair(struct worker *w, json_t *request, struct error *err)
 {
 	if (w->kind != WORKER_PAIR)
@@ -310,7 +326,8 @@ static void serve(struct worker *w)
 		if (!cmd)
 			cmd = "";
 		if (!strcmp(cmd, "incoming")) {
-			rc = answer(w, admit(w, request, &err), &err);
+			rc = admit(w, request, &err);
+			rc = rc < 0 ? answer(w, rc, &err) : answer_admitted(w);
 		} else if (!strcmp(cmd, "may-arrive")) {
 			json_t *refusals = NULL;
 			rc = may_arrive(w, request, &refusals, &err);

@@ -152,7 +152,7 @@ run_case() {
 		for f in "$T"/b/state/partial/*/data.raw; do printf 'spoilt' | dd of="$f" bs=1 seek=$((20 * MIB + 77)) conv=notrunc status=none; done
 		for f in "$T"/b/state/partial/*/root.qcow2; do truncate -s 100K "$f"; done
 		move_on; good_at b
-		grep -q "disk root begins anew" "$T/b/state/logs/incoming.log" || fail "$case: a qcow2 that was cut off was taken up"
+		grep -q "disk root begins anew" "$T/b/state/logs/$vm.log" || fail "$case: a qcow2 that was cut off was taken up"
 		snvm b stop --force $vm
 		[ "$(dd if="$(vm_dir b $vm)/data.raw" bs=1 skip=$((20 * MIB + 77)) count=6 status=none | tr -d '\0')" != spoilt ] || fail "$case: the spoilt bytes are the VM's now"
 		qemu-img check -q "$(vm_dir b $vm)/root.qcow2" || fail "$case: root.qcow2"

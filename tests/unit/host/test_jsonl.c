@@ -171,6 +171,55 @@ START_TEST(calls)
 }
 END_TEST
 
+static void *answer_with_descriptors(void *arg)
+{
+	json_t *o = NULL, *refusal = json_pack("{s:b}", "ok", 0);
+	for (int i = 0; i < 3; i++) {
+		jsonl_read(b, &o, NULL, 5000, NULL);
+		json_object_set_new(o, "ok", json_true());
+		jsonl_write(b, i < 2 ? o : refusal, i == 1 ? -1 : *(int *)arg, NULL);
+		json_decref(o);
+	}
+	json_decref(refusal);
+	return NULL;
+}
+
+static unsigned open_descriptors(void)
+{
+	unsigned n = 0;
+	for (int i = 0; i < 256; i++)
+		n += fcntl(i, F_GETFD) >= 0;
+	return n;
+}
+
+START_TEST(a_descriptor_may_come_with_a_reply)
+{
+	pthread_t t;
+	json_t *q = json_pack("{s:s}", "cmd", "x");
+	int pipes[2], got, status;
+	char c = 0;
+	ck_assert_int_eq(pipe(pipes), 0);
+	unsigned before = open_descriptors();
+	pthread_create(&t, NULL, answer_with_descriptors, &pipes[1]);
+	ck_assert_int_eq(jsonl_call_fd(a, q, NULL, &got, NULL, 5000, &err), 0);
+	ck_assert_int_ge(got, 0);
+	ck_assert_int_eq(write(got, "x", 1), 1);
+	ck_assert_int_eq(read(pipes[0], &c, 1), 1);
+	ck_assert_int_eq(c, 'x');
+	close(got);
+	ck_assert_int_eq(jsonl_call_fd(a, q, NULL, &got, NULL, 5000, &err), 0);
+	ck_assert_int_eq(got, -1);
+	/* nobody has use for one that comes with a refusal */
+	ck_assert_int_eq(jsonl_call_fd(a, q, NULL, &got, &status, 5000, &err), -EREMOTE);
+	ck_assert_int_eq(got, -1);
+	pthread_join(t, NULL);
+	ck_assert_uint_eq(open_descriptors(), before);
+	close(pipes[0]);
+	close(pipes[1]);
+	json_decref(q);
+}
+END_TEST
+
 START_TEST(writing_to_nobody_is_an_error)
 {
 	json_t *o = json_object();
@@ -231,6 +280,7 @@ int main(void)
 	tcase_add_test(tc, a_line_has_a_limit);
 	tcase_add_test(tc, descriptors_go_with_their_lines);
 	tcase_add_test(tc, calls);
+	tcase_add_test(tc, a_descriptor_may_come_with_a_reply);
 	tcase_add_test(tc, writing_to_nobody_is_an_error);
 	tcase_add_test(tc, listening);
 	suite_add_tcase(s, tc);
