@@ -31,111 +31,6 @@ int reply_ok(struct jsonl *client, json_t *more)
 	return rc;
 }
 
-/* ---- finding VMs and their processes
- * ----------------------------------------------------------------------- */
-
-struct search {
-	const struct host_config *cfg;
-	const char *name;
-	struct vm_record *out;
-	bool found;
-};
-
-int record_hint(const struct host_config *cfg, const char *uuid, struct vm_record *rec)
-{
-	struct record *r = NULL;
-	int rc = record_open(cfg->state_dir, uuid, &r, NULL);
-	if (!rc)
-		rc = record_load(r, rec, NULL);
-	record_close(r);
-	return rc;
-}
-
-static bool is_present(const struct vm_record *rec)
-{
-	return rec->state != HANDOVER_MOVED && rec->state != HANDOVER_ABANDONED;
-}
-
-static int search_each(void *opaque, const char *uuid)
-{
-	struct search *s = opaque;
-	struct vm_record rec;
-	if (record_hint(s->cfg, uuid, &rec) < 0 || (strcmp(rec.name, s->name) && strcmp(uuid, s->name)))
-		return 0;
-	/* a VM that is here goes before the tombstone of one with the same name */
-	if (!s->found || is_present(&rec))
-		*s->out = rec;
-	s->found = true;
-	return 0;
-}
-
-/* The tombstone of a VM that moved away goes once the other host has it for good; what is kept of the move
- * still tells where it went. */
-static int unknown_vm(struct daemon *d, const char *name, struct error *err)
-{
-	json_t *move = NULL;
-	const char *result = NULL, *where = NULL;
-	if (move_result_find(d, name, &move)) {
-		result = json_string_value(json_object_get(move, "result"));
-		where = json_string_value(json_object_get(move, "destination"));
-	}
-	int rc = result && where && !strcmp(result, "moved")
-			 ? error_set(err, ENOENT, "VM %.64s is not on host %s any more: it moved to %s", name,
-				     d->cfg->name, where)
-			 : error_set(err, ENOENT, "no VM named %.64s on host %s", name, d->cfg->name);
-	json_decref(move);
-	return rc;
-}
-
-int vm_find(struct daemon *d, const char *name, struct vm_ref *out, struct error *err)
-{
-	memset(out, 0, sizeof *out);
-	struct search s = {.cfg = d->cfg, .name = name, .out = &out->rec};
-	int rc = record_list(d->cfg->state_dir, search_each, &s, err);
-	if (rc < 0)
-		return rc;
-	if (!s.found)
-		return unknown_vm(d, name, err);
-	log_set_vm(out->rec.name);
-	out->keeper = keeper_get(d, out->rec.uuid, err);
-	if (!out->keeper)
-		return err ? err->code : -ENOMEM;
-	return registry_path(d->cfg, out->rec.folder, out->dir, err);
-}
-
-int vm_check_arrived(struct daemon *d, struct vm_ref *vm, struct error *err)
-{
-	if (vm->rec.state != HANDOVER_PREPARED || !keeper_is_live(vm->keeper))
-		return 0;
-	return error_set(
-		err, EBUSY,
-		"VM %s is arriving from host %s and is not host %s's yet: ask there (snmigrate watch, or "
-		"snmigrate cancel, to end the move)",
-		vm->rec.name, vm->rec.peer, d->cfg->name);
-}
-
-/* The VM must be this host's: not one that moved away, or was given up. */
-static int find_present(struct daemon *d, json_t *request, struct vm_ref *vm, struct error *err)
-{
-	const char *name = json_string_value(json_object_get(request, "vm"));
-	if (!name)
-		return error_set(err, EINVAL, "the request names no VM");
-	int rc = vm_find(d, name, vm, err);
-	if (rc < 0 || is_present(&vm->rec))
-		return rc;
-	if (vm->rec.state == HANDOVER_MOVED)
-		return error_set(err, ENOENT, "VM %s is not on host %s any more: it moved to %s",
-				 vm->rec.name, d->cfg->name, vm->rec.peer);
-	return error_set(err, ENOENT, "no VM named %.64s on host %s", name, d->cfg->name);
-}
-
-/* As find_present, for what a VM on its way here does not take yet. */
-static int find_arrived(struct daemon *d, json_t *request, struct vm_ref *vm, struct error *err)
-{
-	int rc = find_present(d, request, vm, err);
-	return rc < 0 ? rc : vm_check_arrived(d, vm, err);
-}
-
 /* ---- what a VM looks like
  * ---------------------------------------------------------------------------------- */
 
@@ -243,7 +138,7 @@ static int command_list(struct command_context *c, struct error *err)
 static int command_info(struct command_context *c, struct error *err)
 {
 	struct vm_ref vm;
-	if (find_present(c->daemon, c->request, &vm, err) < 0)
+	if (vm_find_present(c->daemon, c->request, &vm, err) < 0)
 		return EXIT_REFUSED;
 	reply_ok(c->client, json_pack("{s:o}", "vm", vm_describe(c->daemon, &vm, true)));
 	return 0;
@@ -262,7 +157,7 @@ static int command_create(struct command_context *c, struct error *err)
 		return error_set(err, EINVAL, "malformed request to create a VM"), EXIT_USAGE;
 	struct vm_ref other;
 	int rc = vmdef_parse(text, strlen(text), origin, def, err);
-	if (!rc && vm_find(c->daemon, def->name, &other, NULL) == 0 && is_present(&other.rec))
+	if (!rc && vm_find(c->daemon, def->name, &other, NULL) == 0 && vm_is_present(&other.rec))
 		rc = error_set(err, EEXIST, "a VM named %s is already on host %s", def->name,
 			       c->daemon->cfg->name);
 	if (!rc)
@@ -298,7 +193,7 @@ static int command_delete(struct command_context *c, struct error *err)
 	struct vm_ref vm;
 	struct record *r = NULL;
 	json_t *left = NULL;
-	int rc = find_arrived(d, c->request, &vm, err);
+	int rc = vm_find_arrived(d, c->request, &vm, err);
 	if (rc < 0)
 		return EXIT_REFUSED;
 	rc = vm_check_no_cold_move(d, &vm, err);
@@ -332,7 +227,7 @@ static int command_delete(struct command_context *c, struct error *err)
 static int command_start(struct command_context *c, struct error *err)
 {
 	struct vm_ref vm;
-	if (find_arrived(c->daemon, c->request, &vm, err) < 0)
+	if (vm_find_arrived(c->daemon, c->request, &vm, err) < 0)
 		return EXIT_REFUSED;
 	bool paused = json_is_true(json_object_get(c->request, "paused"));
 	int rc = vm_start(c->daemon, &vm, paused ? VM_START_PAUSED : VM_START_RUN, err);
@@ -367,7 +262,7 @@ static int command_stop(struct command_context *c, struct error *err)
 {
 	struct daemon *d = c->daemon;
 	struct vm_ref vm;
-	if (find_arrived(d, c->request, &vm, err) < 0)
+	if (vm_find_arrived(d, c->request, &vm, err) < 0)
 		return EXIT_REFUSED;
 	bool force = json_is_true(json_object_get(c->request, "force"));
 	json_int_t timeout = json_integer_value(json_object_get(c->request, "timeout_ms"));
@@ -407,7 +302,7 @@ static int forward(struct command_context *c, const char *cmd, struct error *err
 {
 	struct vm_ref vm;
 	int status = EXIT_FAILED;
-	if (find_arrived(c->daemon, c->request, &vm, err) < 0)
+	if (vm_find_arrived(c->daemon, c->request, &vm, err) < 0)
 		return EXIT_REFUSED;
 	if (!keeper_is_live(vm.keeper))
 		return error_set(err, ESRCH, "VM %s is not running", vm.rec.name), EXIT_REFUSED;
@@ -432,7 +327,7 @@ static int command_console(struct command_context *c, struct error *err)
 	struct vm_ref vm;
 	struct stat st;
 	char path[REGISTRY_PATH_BYTES + 16];
-	if (find_arrived(c->daemon, c->request, &vm, err) < 0)
+	if (vm_find_arrived(c->daemon, c->request, &vm, err) < 0)
 		return EXIT_REFUSED;
 	snprintf(path, sizeof path, "%s/console.sock", vm.dir);
 	if (!keeper_is_live(vm.keeper))

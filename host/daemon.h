@@ -122,8 +122,15 @@ struct vm_ref {
 	struct keeper *keeper;
 	char dir[REGISTRY_PATH_BYTES];
 };
-/* -ENOENT "no VM named X on this host", or where it moved to. A UUID works as well as a name. */
+/* host/vm_find.c. -ENOENT "no VM named X on this host", or where it moved to and when. A UUID works as well
+ * as a name. */
 int vm_find(struct daemon *d, const char *name, struct vm_ref *out, struct error *err);
+/* Neither moved away nor given up. */
+bool vm_is_present(const struct vm_record *rec);
+/* The "vm" of the request, which has to be this host's. */
+int vm_find_present(struct daemon *d, json_t *request, struct vm_ref *vm, struct error *err);
+/* As vm_find_present, for what a VM on its way here does not take yet. */
+int vm_find_arrived(struct daemon *d, json_t *request, struct vm_ref *vm, struct error *err);
 /* -EBUSY while it is arriving here and its snvmm lives: only its source acts on it. */
 int vm_check_arrived(struct daemon *d, struct vm_ref *vm, struct error *err);
 /* How the newest finished move of the VM with that name or UUID ended (its last line; new reference). */

@@ -55,6 +55,11 @@ name=$(basename "$kept")
 refuse 3 "no VM named $name" snvm a start "$name"
 refuse 3 "not on host hosta any more: it moved to hostb" snvm a start vm1
 refuse 3 "not on host hosta any more: it moved to hostb" snvm a resume vm1
+# and when, once the journal has it; what its VMM said there is in its own log
+for i in $(seq 50); do snmigrate a history vm1 --json | jq -se 'map(select(.direction == "out"))[-1].result == "moved"' >/dev/null && break; sleep 0.1; done
+refuse 3 "it moved to hostb at $(date +%Y)-[0-9][0-9]-[0-9][0-9] [0-9][0-9]:[0-9][0-9]:[0-9][0-9]" snvm a info vm1
+grep -q "arrives from hosta, epoch" "$T/b/state/logs/vm1.log" && grep -q "state incoming -> " "$T/b/state/logs/vm1.log" || fail "the log of vm1 at hostb: $(cat "$T/b/state/logs/vm1.log")"
+grep -q "state incoming -> " "$T/b/state/logs/incoming.log" && fail "the log of arrivals has the VM's lines: $(cat "$T/b/state/logs/incoming.log")"
 refuse 3 "vm1" snmigrate a vm1 hostb --with-storage
 ns a timeout 10 "$BIN/snvmm" --config "$T/a/host.ini" --vm vm1 >"$T/out" 2>&1 && fail "snvmm runs what has moved away"
 ns a timeout 10 "$BIN/snvmm" --config "$T/a/host.ini" --vm "$name" >"$T/out" 2>&1 && fail "snvmm runs what is kept"
