@@ -138,6 +138,10 @@ int run_came_from(struct daemon *d, const char *host, json_t **uuids, struct err
  * than elsewhere; 1 when nothing is known. vm: what is known of it now, and measured. */
 struct check_facts;
 double run_learned_factor(struct daemon *d, const char *uuid, const char *peer, const struct check_facts *vm);
+/* The moves that it goes by, as run_factor_from wants them. New reference. */
+struct journal;
+int run_earlier_moves(struct journal *j, const char *uuid, const char *peer, json_t **rows,
+		      struct error *err);
 /* Pure: of those rows (total_ms, disk_bytes, mirrored_bytes, populated_bytes, dirty_bytes_per_s, disks, and
  * others: how many ran beside it), those of the VM first. */
 double run_factor_from(const json_t *rows, const char *uuid, const struct check_facts *vm);

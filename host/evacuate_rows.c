@@ -291,7 +291,7 @@ double run_factor_from(const json_t *rows, const char *uuid, const struct check_
 	return factor < FACTOR_MIN ? FACTOR_MIN : factor > FACTOR_MAX ? FACTOR_MAX : factor;
 }
 
-double run_learned_factor(struct daemon *d, const char *uuid, const char *peer, const struct check_facts *vm)
+int run_earlier_moves(struct journal *j, const char *uuid, const char *peer, json_t **rows, struct error *err)
 {
 	struct journal_statement q = {
 		.sql = "SELECT uuid, json_extract(details, '$.total_ms') AS total_ms, "
@@ -305,11 +305,18 @@ double run_learned_factor(struct daemon *d, const char *uuid, const char *peer, 
 		       "FROM move o WHERE o.id <> m.id AND o.begun_ms < m.ended_ms AND o.ended_ms > "
 		       "m.begun_ms) "
 		       "* 1.0 / max(m.ended_ms - m.begun_ms, 1) AS others "
+		       /* what ran beside an arrival that was part of a plan, only its source knows */
 		       "FROM move m WHERE result IN ('moved', 'rehearsed') AND ended_ms IS NOT NULL "
+		       "AND (direction = 'out' OR json_extract(details, '$.purpose') IS NULL) "
 		       "ORDER BY uuid = ?1 DESC, peer = ?2 DESC, begun_ms DESC LIMIT ?3",
 		.params = json_pack("[s, s, i]", uuid, peer, LEARN_FROM)};
+	return journal_query(j, &q, LEARN_FROM, rows, err);
+}
+
+double run_learned_factor(struct daemon *d, const char *uuid, const char *peer, const struct check_facts *vm)
+{
 	json_t *rows = NULL;
-	journal_query(recorder_journal(d), &q, LEARN_FROM, &rows, NULL);
+	run_earlier_moves(recorder_journal(d), uuid, peer, &rows, NULL);
 	double factor = run_factor_from(rows, uuid, vm);
 	json_decref(rows);
 	return factor;

@@ -13,6 +13,7 @@
 #include "host/daemon.h"
 #include "host/evacuate.h"
 #include "host/exit.h"
+#include "host/journal.h"
 #include "host/maintenance.h"
 
 #define VMS 4
@@ -186,6 +187,52 @@ START_TEST(maintenance_is_a_file)
 }
 END_TEST
 
+static void moved(struct journal *j, const char *direction, const char *uuid, const char *peer, int begun_ms,
+		  int ended_ms, const char *purpose)
+{
+	char details[100];
+	snprintf(details, sizeof details, "{\"total_ms\":%d%s%s%s}", ended_ms - begun_ms,
+		 purpose ? ",\"purpose\":\"" : "", purpose ? purpose : "", purpose ? "\"" : "");
+	struct journal_statement q = {
+		.sql = "INSERT INTO move (direction, uuid, name, peer, epoch, last_epoch, begun_ms, "
+		       "ended_ms, "
+		       "result, details) VALUES (?1, ?2, ?2, ?3, ?4, ?4, ?4, ?5, 'moved', ?6)",
+		.params =
+			json_pack("[s, s, s, i, i, s]", direction, uuid, peer, begun_ms, ended_ms, details)};
+	ck_assert_int_eq(journal_write(j, &q, 1, JOURNAL_WAIT, 10000, NULL), 0);
+}
+
+START_TEST(whose_moves_teach)
+{
+	char dir[] = "/var/tmp/test_evacuate.XXXXXX", command[64];
+	struct journal *j = NULL;
+	json_t *rows = NULL;
+	ck_assert_ptr_nonnull(mkdtemp(dir));
+	ck_assert_int_eq(journal_open(dir, &j, NULL), 0);
+	/* what ran beside an arrival of a plan is not in this journal */
+	moved(j, "in", "u", "b", 1000, 2000, "evacuation");
+	moved(j, "in", "u", "b", 3000, 4000, NULL);
+	moved(j, "out", "v", "c", 5000, 7000, NULL);
+	moved(j, "out", "w", "b", 6000, 7000, "return");
+	ck_assert_int_eq(run_earlier_moves(j, "u", "b", &rows, NULL), 0);
+	static const struct {
+		const char *uuid;
+		double total_ms, others;
+	} want[] = {{"u", 1000, 0}, {"w", 1000, 1}, {"v", 2000, 0.5}}; /* its own, to that host, the rest */
+	ck_assert_uint_eq(json_array_size(rows), ARRAY_SIZE(want));
+	for (size_t i = 0; i < ARRAY_SIZE(want); i++) {
+		json_t *o = json_array_get(rows, i);
+		ck_assert_str_eq(json_string_value(json_object_get(o, "uuid")), want[i].uuid);
+		ck_assert_double_eq(json_number_value(json_object_get(o, "total_ms")), want[i].total_ms);
+		ck_assert_double_eq(json_number_value(json_object_get(o, "others")), want[i].others);
+	}
+	json_decref(rows);
+	journal_close(j, 10000);
+	snprintf(command, sizeof command, "rm -rf %s", dir);
+	ck_assert_int_eq(system(command), 0);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("evacuate");
@@ -194,6 +241,7 @@ int main(void)
 	tcase_add_test(t, names_of_states);
 	tcase_add_test(t, as_json);
 	tcase_add_test(t, earlier_moves_teach);
+	tcase_add_test(t, whose_moves_teach);
 	tcase_add_test(t, maintenance_is_a_file);
 	suite_add_tcase(s, t);
 	SRunner *r = srunner_create(s);
