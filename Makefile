@@ -147,7 +147,7 @@ install: all
 	install -m 0644 README.md LICENSE docs/*.md $(DESTDIR)$(PREFIX)/share/doc/snmigrate
 	install -d $(DESTDIR)$(PREFIX)/share/doc/snmigrate/examples
 	install -m 0755 examples/*.sh $(DESTDIR)$(PREFIX)/share/doc/snmigrate/examples
-	install -m 0644 examples/*.service $(DESTDIR)$(PREFIX)/share/doc/snmigrate/examples
+	install -m 0644 examples/*.service examples/*.conf $(DESTDIR)$(PREFIX)/share/doc/snmigrate/examples
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 	install -m 0644 tools/completion/snmigrate.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/snmigrate
 	ln -sf snmigrate $(DESTDIR)$(PREFIX)/share/bash-completion/completions/snvm

@@ -104,7 +104,8 @@ int spawn_init(const struct host_config *cfg, struct error *err)
 	snprintf(spawn.scope, sizeof spawn.scope, "%08x", scope_hash(cfg->state_dir));
 	snprintf(spawn.state_dir, sizeof spawn.state_dir, "%s", cfg->state_dir);
 	snprintf(tail, sizeof tail, "/snmigrate-%s-%s", cfg->name, spawn.scope);
-	if (!*cfg->cgroup && systemd_is_manager()) {
+	/* Scopes are root's to ask for. Who runs as another user gets a cgroup of its own (Delegate=yes). */
+	if (!*cfg->cgroup && geteuid() == 0 && systemd_is_manager()) {
 		spawn.systemd = true;
 		spawn.cgroups = find_slice();
 		log_info("every VM gets a scope of systemd in %s%s", SYSTEMD_SLICE,

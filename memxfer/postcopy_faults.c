@@ -15,16 +15,30 @@
 
 #define NEEDED_IOCTLS (UINT64_C(1) << _UFFDIO_COPY | UINT64_C(1) << _UFFDIO_WAKE)
 
+/* Without UFFD_USER_MODE_ONLY: KVM's own accesses are the kernel's. That takes CAP_SYS_PTRACE,
+ * /proc/sys/vm/unprivileged_userfaultfd or, from Linux 6.1 on, the right to open a device. */
+static int open_userfaultfd(void)
+{
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	int why = errno;
+#ifdef USERFAULTFD_IOC_NEW
+	if (fd < 0 && why == EPERM) {
+		CLEANUP_FD int device = open("/dev/userfaultfd", O_RDONLY | O_CLOEXEC);
+		if (device >= 0)
+			fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+	}
+#endif
+	return fd < 0 ? -why : fd;
+}
+
 int mem_postcopy_open_faults(int *fd, struct error *err)
 {
-	/* Without UFFD_USER_MODE_ONLY: KVM's own accesses are the kernel's. That takes CAP_SYS_PTRACE, or
-	 * /proc/sys/vm/unprivileged_userfaultfd. */
-	CLEANUP_FD int u = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	CLEANUP_FD int u = open_userfaultfd();
 	struct uffdio_api api = {.api = UFFD_API};
 
 	*fd = -1;
 	if (u < 0)
-		return error_errno(err, errno, "userfaultfd");
+		return error_errno(err, u, "userfaultfd");
 	/* Features are what a kernel offers unasked here: memory of a file is served since 4.11. */
 	if (ioctl(u, UFFDIO_API, &api) < 0)
 		return error_errno(err, errno, "userfaultfd: UFFDIO_API");
