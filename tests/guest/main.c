@@ -20,6 +20,7 @@ extern uint64_t fs_area[];
 static uint64_t random_state;
 static uint64_t start_tsc, last_tsc, max_gap, last_gap, gap_since_heartbeat, gaps, gap_min;
 static uint64_t heartbeat_seq, canary = 1, waited;
+static bool print_gaps;
 
 uint64_t guest_random(void)
 {
@@ -150,7 +151,7 @@ static uint64_t to_us(uint64_t ticks)
 
 static void tick(void)
 {
-	uint64_t now = rdtsc(), passed = now - last_tsc, gap;
+	uint64_t now = rdtsc(), since = last_tsc, passed = now - since, gap;
 
 	if (now < last_tsc) {
 		if (report_bad(BAD_CPU))
@@ -168,6 +169,8 @@ static void tick(void)
 	if (gap >= gap_min) {
 		last_gap = gap;
 		gaps++;
+		if (print_gaps)
+			con_printf("gap tsc=%lu us=%lu\n", since, to_us(gap));
 	}
 	active_ticks += passed < tsc_khz * ACTIVE_STEP_MS ? passed : tsc_khz * ACTIVE_STEP_MS;
 }
@@ -292,6 +295,7 @@ void guest_main(const struct start_info *info)
 	random_state = selfdesc_mix(guest_seed);
 	from = find_tsc_khz();
 	gap_min = option_number("gapmin", 1000) * tsc_khz / 1000;
+	print_gaps = option_number("gaplog", 0);
 	con_printf("native-guest format=1 tsc_khz=%lu tsc_from=%s ram_mib=%lu seed=%lu\n", tsc_khz, from,
 		   ram_bytes() / MIB, guest_seed);
 	if (option_string("poweroff") && !*option_string("poweroff"))

@@ -139,7 +139,7 @@ if "$check_disk" --digest "$digest" "$work/copy"; then fail "a lost sector passe
 
 step "the guest sees a changed page, a changed sector and a stop"
 new_disks broken
-qemu broken "ws=16 touch=64 rate=20 scan=500 diskrate=50 seed=$RANDOM" -object \
+qemu broken "ws=16 touch=64 rate=20 scan=500 diskrate=50 gaplog=1 seed=$RANDOM" -object \
 	memory-backend-file,id=ram,size=256M,mem-path="$work/ram",share=on -machine memory-backend=ram
 wait_line broken '^touched' 60
 [[ -z $(bad_lines broken) ]] || fail "bad before anything was broken: $(bad_lines broken)"
@@ -154,6 +154,7 @@ seen=$(grep -ac '^hb' "$work/broken.serial")
 wait_line broken "^hb seq=$((seen + 3)) " 20
 gap=$(value broken '^hb' maxgap_us)
 ((gap >= 450000)) || fail "a stop of 500 ms shows as a gap of $gap us"
+grep -aqE "^gap tsc=[0-9]+ us=$gap.?\$" "$work/broken.serial" || fail "the longest gap, of $gap us, has no line of its own"
 [[ $(value broken '^hb' badpages) -ge 1 && $(value broken '^hb' badsectors) -ge 1 ]] || fail "bad things are not counted"
 [[ $(value broken '^hb' badcpu) -eq 0 && $(value broken '^hb' badreqs) -eq 0 ]] || fail "counted where nothing was bad"
 { kill -9 $qemu_pid && wait $qemu_pid; } 2>/dev/null || true
