@@ -12,7 +12,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
-#include "net/conn.h"
+#include "net/conn_impl.h"
 #include "tests/unit/net/pki.h"
 
 #define TIMEOUT_MS 20000
@@ -155,6 +155,8 @@ START_TEST(test_good_handshake_names_and_fingerprints)
 	ck_assert(!conn_peer_has_name(c, ""));
 	ck_assert_uint_eq(strlen(conn_peer_fingerprint(c)), 64);
 	ck_assert(conn_is_tls(c));
+	ck_assert_str_eq(SSL_get_cipher_name(c->ssl), "TLS_AES_128_GCM_SHA256");
+	ck_assert_str_eq(SSL_get_cipher_name(s->ssl), "TLS_AES_128_GCM_SHA256");
 	ck_assert_int_eq(conn_write_full(c, "hello", 5, TIMEOUT_MS, NULL), 0);
 	ck_assert_int_eq(conn_read_full(s, buf, 5, TIMEOUT_MS, NULL), 0);
 	ck_assert_str_eq(buf, "hello");
