@@ -153,6 +153,7 @@ struct mem_prefault_options {
 	const uint64_t *regions; /* one bit each; copied */
 	uint64_t nregions;
 	unsigned nthreads; /* 0: by the number of processors, at most 8 */
+	unsigned delay_ms; /* not before; a region whose data come earlier gets single pages then */
 	bool huge;	   /* as huge pages if there are any: not where pages may be freed singly later */
 };
 struct mem_prefault;

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -10,6 +11,8 @@
 #include <unistd.h>
 
 #include "base/bitmap.h"
+#include "base/clock.h"
+#include "base/cond.h"
 #include "base/log.h"
 #include "memxfer/codec.h"
 
@@ -25,6 +28,7 @@
  * huge page at a time takes ten times the work that its zeroes do. */
 #define GROUP_REGIONS 16u
 #define GROUPS(n)     (((n) + GROUP_REGIONS - 1) / GROUP_REGIONS)
+#define EARLY_BYTES   (64u << 10) /* pages that the kernel makes in some tenths of a millisecond, at worst */
 
 /* Processor time that regions have taken. */
 struct cost {
@@ -35,10 +39,11 @@ struct mem_prefault {
 	struct mem_prefault_options opt;
 	pthread_t threads[THREADS_MAX];
 	unsigned nthreads;
+	uint64_t begin_ns;
 	atomic_bool stop, huge;
 
 	pthread_mutex_t lock;
-	pthread_cond_t done; /* somebody is through with a group, or a thread has ended */
+	pthread_cond_t done; /* somebody is through with a group, a thread has ended, or all are to */
 	uint64_t *given;     /* regions that were asked for */
 	uint64_t *wanted;    /* those that nobody has begun */
 	uint64_t *at_work;   /* groups that somebody is at */
@@ -73,8 +78,9 @@ static bool make_huge(struct mem_prefault *p, uint8_t *at, size_t len)
 	return false;
 }
 
-/* Regions [first, end). 0 or a positive errno. */
-static int fault_in(struct mem_prefault *p, uint64_t first, uint64_t end, bool huge)
+/* Regions [first, end), `piece` bytes at a time, and others let through after each if that is less than a
+ * region. 0 or a positive errno. */
+static int fault_in(struct mem_prefault *p, uint64_t first, uint64_t end, bool huge, size_t piece)
 {
 	const struct mem_space *space = &p->opt.space;
 	uint64_t last = space->npages * MEM_PAGE_BYTES;
@@ -84,7 +90,7 @@ static int fault_in(struct mem_prefault *p, uint64_t first, uint64_t end, bool h
 	if (huge && make_huge(p, space->base + from, (size_t)(to - from)))
 		return 0;
 	while (from < to && !atomic_load_explicit(&p->stop, memory_order_relaxed)) {
-		size_t len = to - from < MEM_REGION_BYTES ? (size_t)(to - from) : MEM_REGION_BYTES;
+		size_t len = to - from < piece ? (size_t)(to - from) : piece;
 		int e = madvise(space->base + from, len, MADV_POPULATE_WRITE) < 0 ? errno : 0;
 
 		if (e == EINTR || e == EAGAIN)
@@ -94,6 +100,8 @@ static int fault_in(struct mem_prefault *p, uint64_t first, uint64_t end, bool h
 		else if (e)
 			return e;
 		from += len;
+		if (piece < MEM_REGION_BYTES)
+			sched_yield();
 	}
 	return 0;
 }
@@ -147,7 +155,8 @@ static void make_ready(struct mem_prefault *p, uint64_t group, unsigned mine)
 	pthread_mutex_unlock(&p->lock);
 	for (; !e && (first = bitmap_next_set(&map, GROUP_REGIONS, first)) < GROUP_REGIONS; first = end) {
 		end = bitmap_next_clear(&map, GROUP_REGIONS, first);
-		e = fault_in(p, group * GROUP_REGIONS + first, group * GROUP_REGIONS + end, huge);
+		e = fault_in(p, group * GROUP_REGIONS + first, group * GROUP_REGIONS + end, huge,
+			     MEM_REGION_BYTES);
 	}
 	pthread_mutex_lock(&p->lock);
 	cost->regions += (unsigned)__builtin_popcount(mine);
@@ -161,8 +170,12 @@ static void make_ready(struct mem_prefault *p, uint64_t group, unsigned mine)
 static void *prefault_main(void *arg)
 {
 	struct mem_prefault *p = arg;
+	struct timespec begin = clock_timespec(p->begin_ns);
 
+	pthread_setname_np(pthread_self(), "mem prefault");
 	pthread_mutex_lock(&p->lock);
+	while (!p->stop && clock_now_ns() < p->begin_ns)
+		pthread_cond_timedwait(&p->done, &p->lock, &begin);
 	while (p->next < GROUPS(p->opt.nregions)) {
 		uint64_t group = p->next++;
 		unsigned mine = claim(p, group);
@@ -184,6 +197,13 @@ void mem_prefault_region(struct mem_prefault *p, uint64_t region)
 	if (region >= p->opt.nregions)
 		return;
 	pthread_mutex_lock(&p->lock);
+	if (clock_now_ns() < p->begin_ns && bitmap_test(p->wanted, region)) {
+		bitmap_clear(p->wanted, region);
+		pthread_mutex_unlock(&p->lock);
+		/* what fails here, fails again where the data land */
+		(void)fault_in(p, region, region + 1, false, EARLY_BYTES);
+		return;
+	}
 	mine = bitmap_test(p->wanted, region) ? claim(p, group) : 0;
 	if (mine)
 		make_ready(p, group, mine);
@@ -230,7 +250,8 @@ int mem_prefault_start(const struct mem_prefault_options *opt, struct mem_prefau
 		return error_errno(err, ENOMEM, "faulting in guest memory");
 	p->opt = *opt;
 	pthread_mutex_init(&p->lock, NULL);
-	pthread_cond_init(&p->done, NULL);
+	cond_init_monotonic(&p->done);
+	p->begin_ns = clock_now_ns() + opt->delay_ms * UINT64_C(1000000);
 	atomic_init(&p->huge, opt->huge);
 	p->given = bitmap_alloc(opt->nregions);
 	p->wanted = bitmap_alloc(opt->nregions);
@@ -271,6 +292,9 @@ int mem_prefault_stop(struct mem_prefault *p, struct error *err)
 {
 	bool again = atomic_exchange(&p->stop, true);
 
+	pthread_mutex_lock(&p->lock);
+	pthread_cond_broadcast(&p->done);
+	pthread_mutex_unlock(&p->lock);
 	for (unsigned i = 0; !again && i < p->nthreads; i++)
 		pthread_join(p->threads[i], NULL);
 	if (!again)

@@ -77,6 +77,10 @@ static void link_failed(void *opaque, const struct error *why)
 		arrival_postcopy_abort(a);
 }
 
+/* Not where the whole move may be over before it would pay: the kernel works for milliseconds on end at it,
+ * on a processor that may be some guest's. */
+#define PREFAULT_DELAY_MS 250
+
 /* Beside the copy of the disks. Nothing is lost but time where it fails. */
 static void prefault_start(struct arrival *a)
 {
@@ -84,6 +88,7 @@ static void prefault_start(struct arrival *a)
 		.space = machine_memory_space(a->vm->machine),
 		.regions = a->regions,
 		.nregions = a->nregions,
+		.delay_ms = PREFAULT_DELAY_MS,
 		.huge = a->faults_fd < 0,
 	};
 	struct error err = ERROR_INIT;

@@ -108,6 +108,36 @@ START_TEST(test_region_by_who_comes_first)
 }
 END_TEST
 
+/* Nothing before its time but what data come for. */
+START_TEST(test_not_before_its_time)
+{
+	struct mem_space space = space_create(4 * PAGES_PER_REGION);
+	uint64_t map[1] = {7}, pages[BITMAP_WORDS(4 * PAGES_PER_REGION)] = {0};
+	struct mem_prefault_options opt = {
+		.space = space, .regions = map, .nregions = 4, .delay_ms = 3600000, .huge = _i};
+	struct mem_prefault *p;
+
+	ck_assert_int_eq(mem_prefault_start(&opt, &p, NULL), 0);
+	usleep(2000);
+	ck_assert_uint_eq(space_populated(&space, NULL), 0);
+	for (uint64_t r = 1; r < 6; r += 2) /* asked for, not asked for, not there */
+		mem_prefault_region(p, r);
+	ck_assert_uint_eq(space_populated(&space, pages), PAGES_PER_REGION);
+	ck_assert_uint_eq(bitmap_next_set(pages, space.npages, 0), PAGES_PER_REGION);
+	ck_assert_int_eq(mem_prefault_stop(p, NULL), 0);
+	ck_assert_uint_eq(space_populated(&space, NULL), PAGES_PER_REGION);
+	ck_assert(mem_prefault_forgo(p, 1)); /* there is something to be freed */
+	ck_assert(!mem_prefault_forgo(p, 2));
+	mem_prefault_free(p);
+	opt.delay_ms = 20;
+	ck_assert_int_eq(mem_prefault_start(&opt, &p, NULL), 0);
+	ck_assert_int_eq(mem_prefault_wait(p, NULL), 0);
+	ck_assert_uint_eq(space_populated(&space, NULL), 3 * PAGES_PER_REGION);
+	mem_prefault_free(p);
+	space_free(&space);
+}
+END_TEST
+
 /* A transfer into memory that is being made ready, and of a guest that frees and writes meanwhile. */
 START_TEST(test_transfer_beside_it)
 {
@@ -184,6 +214,7 @@ int main(void)
 	tcase_add_test(tc, test_more_regions_than_there_are);
 	tcase_add_loop_test(tc, test_stops_at_once, 0, 2);
 	tcase_add_loop_test(tc, test_region_by_who_comes_first, 0, 2);
+	tcase_add_loop_test(tc, test_not_before_its_time, 0, 2);
 	tcase_add_loop_test(tc, test_transfer_beside_it, 0, 2);
 	suite_add_tcase(suite, tc);
 	runner = srunner_create(suite);
