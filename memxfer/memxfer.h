@@ -71,6 +71,7 @@ struct mem_sender_options {
 	uint64_t delta_cache_bytes;
 	struct mem_pause_costs pause;
 	unsigned timeout_ms; /* silence on a stream that ends the migration */
+	bool guest_stands;   /* all the time: nobody here is to be let through */
 	struct rate_limit
 		*bandwidth; /* NULL: none. Of the rounds, not of the last one, for which the guest waits */
 	uint64_t epoch;

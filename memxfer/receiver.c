@@ -2,6 +2,7 @@
 /* The receiving streams: their threads, the frames' order, answers. What a frame does to memory is in
  * receiver_pages.c. */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -189,11 +190,17 @@ static void *rx_main(void *arg)
 	struct mem_rx *rx = arg;
 	struct mem_receiver *r = rx->receiver;
 	struct error err = ERROR_INIT;
+	char name[16];
 	int ret;
 
+	snprintf(name, sizeof name, "mem receive %u", rx->index);
+	pthread_setname_np(pthread_self(), name);
+	mem_yield_join(&r->yield);
 	do {
+		mem_yield_step(&r->yield);
 		ret = receive_frame(rx, &err);
 	} while (ret == 0);
+	mem_yield_leave(&r->yield);
 	if (ret < 0)
 		fail(rx, &err);
 	pthread_mutex_lock(&r->lock);
@@ -231,6 +238,8 @@ int mem_receiver_start(const struct mem_receiver_options *opt, struct mem_receiv
 	r->opt = *opt;
 	memcpy(r->streams, opt->streams, opt->nstreams * sizeof *opt->streams);
 	r->opt.streams = r->streams;
+	mem_yield_init(&r->yield);
+	mem_yield_begin(&r->yield);
 	pthread_mutex_init(&r->lock, NULL);
 	pthread_cond_init(&r->changed, NULL);
 	r->written = bitmap_alloc(opt->space.npages);
@@ -258,6 +267,7 @@ int mem_receiver_wait(struct mem_receiver *r, struct error *err)
 {
 	int code;
 
+	mem_yield_end(&r->yield);
 	pthread_mutex_lock(&r->lock);
 	while (r->done < r->opt.nstreams && !error_is_set(&r->failure))
 		pthread_cond_wait(&r->changed, &r->lock);
@@ -291,6 +301,7 @@ void mem_receiver_free(struct mem_receiver *r)
 {
 	if (!r)
 		return;
+	mem_yield_end(&r->yield);
 	pthread_mutex_lock(&r->lock);
 	r->stopping = true;
 	pthread_cond_broadcast(&r->changed);
@@ -306,6 +317,7 @@ void mem_receiver_free(struct mem_receiver *r)
 	}
 	free(r->written);
 	free(r->later);
+	mem_yield_destroy(&r->yield);
 	pthread_cond_destroy(&r->changed);
 	pthread_mutex_destroy(&r->lock);
 	free(r);

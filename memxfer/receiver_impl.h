@@ -9,6 +9,7 @@
 #include <zstd.h>
 
 #include "memxfer/codec.h"
+#include "memxfer/yield.h"
 
 /* Private to receiver*.c. */
 
@@ -42,6 +43,7 @@ struct mem_receiver {
 	atomic_bool any_later;
 	_Atomic uint64_t data_pages, zero_pages, hole_pages;
 	_Atomic unsigned round;
+	struct mem_yield yield; /* the streams' threads, while the guest runs at the source */
 
 	pthread_mutex_t lock;
 	pthread_cond_t changed;

@@ -64,6 +64,7 @@ int mem_sender_create(const struct mem_sender_options *opt, struct mem_sender **
 	cond_init_monotonic(&s->work);
 	cond_init_monotonic(&s->changed);
 	idle_cpu_init(&s->idle_cpu);
+	mem_yield_init(&s->yield);
 	for (unsigned i = 0; i < opt->nstreams; i++)
 		s->sent_before += conn_bytes_sent(opt->streams[i]);
 	s->dirty = bitmap_alloc(opt->space.npages);
@@ -80,6 +81,7 @@ int mem_sender_create(const struct mem_sender_options *opt, struct mem_sender **
 				  s->hashes, err);
 		if (ret == 0)
 			ret = mem_tx_delta_init(&s->workers[i].tx, s->deltas, err);
+		s->workers[i].tx.yield = &s->yield;
 	}
 	for (unsigned i = 0; i < opt->nstreams && ret == 0; i++) {
 		struct mem_worker *w = &s->workers[i];
@@ -112,6 +114,20 @@ static int failure(struct mem_sender *s, struct error *err)
 	return code;
 }
 
+/* Lock held. Streams that yield may not even get as far as seeing that their time is up. */
+static void wait_for_change(struct mem_sender *s)
+{
+	struct timespec until;
+
+	if (!s->yield.on) {
+		pthread_cond_wait(&s->changed, &s->lock);
+		return;
+	}
+	mem_deadline(&until, MEM_YIELD_MS);
+	pthread_cond_timedwait(&s->changed, &s->lock, &until);
+	mem_yield_look(&s->yield);
+}
+
 /* Posts a job to all streams and waits until each is done with it; a failed stream is done soon, as all
  * connections are shut down then. */
 static int run_job(struct mem_sender *s, enum mem_job job, struct error *err)
@@ -124,7 +140,7 @@ static int run_job(struct mem_sender *s, enum mem_job job, struct error *err)
 		if (s->workers[i].jobs_done == s->jobs_posted)
 			i++;
 		else
-			pthread_cond_wait(&s->changed, &s->lock);
+			wait_for_change(s);
 	}
 	pthread_mutex_unlock(&s->lock);
 	return failure(s, err);
@@ -287,12 +303,15 @@ static int precopy(struct mem_sender *s, bool once, bool *limit_hit, struct erro
 	mem_pace_again(&s->pace);
 	if (s->pace.speed < 1)
 		s->opt.brake.set_speed(s->opt.brake.opaque, s->pace.speed);
+	if (!s->opt.guest_stands)
+		mem_yield_begin(&s->yield);
 	for (collected_ns = clock_now_ns(); ret == 0 && verdict == MEM_PACE_ON;) {
 		atomic_fetch_add(&s->round, 1);
 		ret = one_round(s, &collected_ns, &verdict, err);
 		if (once && verdict == MEM_PACE_ON)
 			verdict = MEM_PACE_OVER;
 	}
+	mem_yield_end(&s->yield); /* whatever comes next, the guest may be waiting for it */
 	*limit_hit = s->limit_hit = verdict == MEM_PACE_OVER;
 	return ret;
 }
@@ -463,6 +482,7 @@ void mem_sender_free(struct mem_sender *s)
 	if (!s)
 		return;
 	atomic_store(&s->stop, true);
+	mem_yield_end(&s->yield);
 	pthread_mutex_lock(&s->lock);
 	s->exiting = true;
 	pthread_cond_broadcast(&s->work);
@@ -485,6 +505,7 @@ void mem_sender_free(struct mem_sender *s)
 	page_hashes_free(s->hashes);
 	delta_cache_free(s->deltas);
 	idle_cpu_release(&s->idle_cpu);
+	mem_yield_destroy(&s->yield);
 	pthread_cond_destroy(&s->work);
 	pthread_cond_destroy(&s->changed);
 	pthread_mutex_destroy(&s->lock);

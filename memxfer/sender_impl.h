@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 
 #include "memxfer/stream_tx.h"
+#include "memxfer/yield.h"
 
 /*
  * Private to sender*.c. Each stream has a writer thread, which does the jobs that precopy and finish post,
@@ -36,6 +37,7 @@ struct mem_sender {
 	struct mem_worker workers[MEM_STREAMS_MAX];
 	struct mem_tx_counters counters;
 	struct idle_cpu idle_cpu;
+	struct mem_yield yield; /* both threads of each stream, while the guest runs */
 	struct page_hashes *hashes;
 	struct delta_cache *deltas; /* NULL: none are sent */
 	uint64_t *dirty;	    /* the round's; a region's words are its stream's while a job runs */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The two threads of a sending stream. */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
@@ -283,9 +284,8 @@ static int beat_while_idle(struct mem_worker *w, struct error *err)
 	return send_beat(w, err);
 }
 
-void *mem_sender_writer(void *arg)
+static void write_jobs(struct mem_worker *w)
 {
-	struct mem_worker *w = arg;
 	struct mem_sender *s = w->sender;
 	uint64_t seen = 0;
 
@@ -302,7 +302,7 @@ void *mem_sender_writer(void *arg)
 			;
 		if (s->exiting) {
 			pthread_mutex_unlock(&s->lock);
-			return NULL;
+			return;
 		}
 		if (s->jobs_posted != seen)
 			job = s->job;
@@ -325,6 +325,25 @@ void *mem_sender_writer(void *arg)
 		pthread_cond_broadcast(&s->changed);
 		pthread_mutex_unlock(&s->lock);
 	}
+}
+
+static void name_thread(const char *does, const struct mem_worker *w)
+{
+	char name[16];
+
+	snprintf(name, sizeof name, "%s %u", does, w->tx.index);
+	pthread_setname_np(pthread_self(), name);
+}
+
+void *mem_sender_writer(void *arg)
+{
+	struct mem_worker *w = arg;
+
+	name_thread("mem send", w);
+	mem_yield_join(&w->sender->yield);
+	write_jobs(w);
+	mem_yield_leave(&w->sender->yield);
+	return NULL;
 }
 
 static int read_reply(struct mem_worker *w, struct mem_header *h, uint8_t body[MEM_SENTENCE_MAX],
@@ -351,9 +370,8 @@ static int read_reply(struct mem_worker *w, struct mem_header *h, uint8_t body[M
 	return 0;
 }
 
-void *mem_sender_reader(void *arg)
+static void read_replies(struct mem_worker *w)
 {
-	struct mem_worker *w = arg;
 	struct mem_sender *s = w->sender;
 
 	for (;;) {
@@ -371,7 +389,7 @@ void *mem_sender_reader(void *arg)
 		}
 		if (ret < 0) {
 			mem_sender_fail(s, w->tx.index, &err);
-			return NULL;
+			return;
 		}
 		pthread_mutex_lock(&s->lock);
 		if (h.type == MEM_FRAME_ACK && w->ended) {
@@ -388,6 +406,17 @@ void *mem_sender_reader(void *arg)
 		if (ret < 0)
 			mem_sender_fail(s, w->tx.index, &err);
 		if (ret < 0 || h.type == MEM_FRAME_ACK)
-			return NULL;
+			return;
 	}
+}
+
+void *mem_sender_reader(void *arg)
+{
+	struct mem_worker *w = arg;
+
+	name_thread("mem answers", w);
+	mem_yield_join(&w->sender->yield);
+	read_replies(w);
+	mem_yield_leave(&w->sender->yield);
+	return NULL;
 }

@@ -162,6 +162,8 @@ static int flush_pages(struct mem_tx *tx, struct error *err)
 		mem_tx_delta_whole(tx, (double)h.wire_len / tx->ndata);
 	tx->nruns = 0;
 	tx->ndata = 0;
+	if (tx->yield)
+		mem_yield_step(tx->yield);
 	return ret;
 }
 

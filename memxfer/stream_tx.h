@@ -10,6 +10,7 @@
 #include "memxfer/idle_cpu.h"
 #include "memxfer/page_hashes.h"
 #include "memxfer/stream_delta.h"
+#include "memxfer/yield.h"
 
 /* What all streams of a sender add to; read by mem_sender_stats. */
 struct mem_tx_counters {
@@ -39,8 +40,9 @@ struct mem_tx {
 	uint8_t *payload, *packed;
 	ZSTD_CCtx *zstd;
 	struct idle_cpu *idle_cpu;
-	struct page_hashes *hashes; /* NULL: none are kept, and `round` stays 1 */
-	uint64_t *naming;	    /* mem_tx_later: its bitmap */
+	struct page_hashes *hashes;
+	struct mem_yield *yield; /* NULL: goes on as it is */ /* NULL: none are kept, and `round` stays 1 */
+	uint64_t *naming;				      /* mem_tx_later: its bitmap */
 	struct compress_policy policy;
 	struct mem_tx_delta delta;
 };

@@ -140,6 +140,7 @@ static int open_memory(struct move *mv, struct error *err)
 		.delta_cache_bytes =
 			mv->deltas_agreed ? source_delta_bytes(&mv->opt, vm->def.memory_bytes) : 0,
 		.timeout_ms = vm->cfg->silence_ms,
+		.guest_stands = mv->opt.quick,
 		.bandwidth = &mv->bandwidth,
 		.epoch = mv->opt.epoch,
 	};
