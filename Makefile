@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Targets: all check unit unit-MOD system interop asan tsan valgrind model fuzz soak kill-matrix storage-model storage-faults memory-faults operation bench bench-storage bench-memory man format install deb package-test clean
+# Targets: all check unit unit-MOD unit-confined system interop asan tsan valgrind model fuzz soak kill-matrix storage-model storage-faults memory-faults operation bench bench-storage bench-memory man format install deb package-test clean
 # Variables: V=1 (show commands), B=build (build directory), SAN=address,undefined|thread, WERROR=1, PREFIX, DESTDIR
 
 B ?= build
@@ -59,8 +59,8 @@ OBJ_$(1) := $$(SRC_$(1):%.c=$$(B)/%.o)
 $$(B)/lib$(1).a: $$(OBJ_$(1))
 	$$(call say,AR,$$@) rm -f $$@; ar rcs $$@ $$^
 TESTS_$(1) := $$(patsubst %.c,$$(B)/%,$$(wildcard tests/unit/$(1)/test_*.c))
-$$(TESTS_$(1)): $$(B)/tests/unit/$(1)/%: $$(B)/tests/unit/$(1)/%.o $$(LINK_$(1):%=$$(B)/lib%.a)
-	$$(call say,LD,$$@) $$(CC) -o $$@ $$< -Wl,--start-group $$(LINK_$(1):%=$$(B)/lib%.a) -Wl,--end-group $$(LDFLAGS_ALL) $$(LIBS_ALL) $$(CHECK_LIBS)
+$$(TESTS_$(1)): $$(B)/tests/unit/$(1)/%: $$(B)/tests/unit/$(1)/%.o $$(B)/tests/unit/confined.o $$(LINK_$(1):%=$$(B)/lib%.a)
+	$$(call say,LD,$$@) $$(CC) -o $$@ $$(filter %.o,$$^) -Wl,--start-group $$(LINK_$(1):%=$$(B)/lib%.a) -Wl,--end-group $$(LDFLAGS_ALL) $$(LIBS_ALL) $$(CHECK_LIBS)
 .PHONY: unit-$(1)
 unit-$(1): $$(TESTS_$(1))
 	$$(Q)tests/run-unit $$(TESTS_$(1))
@@ -103,11 +103,15 @@ $(MANPAGES): $(B)/man/%: docs/man/%.scd
 	$(call say,MAN,$@) mkdir -p $(@D); scdoc <$< >$@.tmp && mv $@.tmp $@
 
 ALL_TESTS := $(foreach m,$(MODULES),$(TESTS_$(m)))
-.PHONY: storage-faults memory-faults operation tests unit system interop check model asan tsan valgrind format install clean kill-matrix soak man install-man deb package-test
+.PHONY: storage-faults memory-faults operation tests unit unit-confined system interop check model asan tsan valgrind format install clean kill-matrix soak man install-man deb package-test
 man: $(MANPAGES)
 tests: $(ALL_TESTS) $(TEST_HELPERS)
 unit: $(ALL_TESTS)
 	$(Q)tests/run-unit $(ALL_TESTS)
+# the tests of what runs in a snvmm, each thread under its filter
+CONFINED := net block nbd mirror memxfer vmm
+unit-confined: $(foreach m,$(CONFINED),$(TESTS_$(m)))
+	$(Q)SNM_CONFINED=1 tests/run-unit $^
 system: all tests
 	$(Q)tests/run-scripts tests/system
 interop: all tests

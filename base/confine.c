@@ -3,84 +3,46 @@
 
 #include <cap-ng.h>
 #include <errno.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/fs.h>
 #include <linux/if_tun.h>
 #include <linux/kvm.h>
+#include <linux/seccomp.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <sched.h>
 #include <seccomp.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/confine_lists.h"
+#include "base/fault.h"
+#include "base/log.h"
 
 #define CALL_NAMES_MAX	512
 #define CALL_NAME_BYTES 32
 #define EXIT_FORBIDDEN	70
 
-struct rule {
-	const char *call, *why;
-};
-
-static const struct rule common[] = {
-	{"read", "eventfds; a socket's bytes"},
-	{"write", "log lines; eventfds that wake other threads"},
-	{"futex", "locks and conditions"},
-	{"brk", "memory for messages and errors"},
-	{"munmap", "likewise"},
-	{"mremap", "likewise"},
-	{"madvise", "likewise; a thread's stack at its end"},
-	{"close", "descriptors that are done with"},
-	{"clock_gettime", "log lines and deadlines where the vDSO has no clock"},
-	{"getpid", "log lines; OpenSSL looks for a fork before it draws random numbers"},
-	{"sched_getaffinity", "malloc counts the processors before it gives a thread memory of its own"},
-	{"gettid", "a broken assertion's end"},
-	{"tgkill", "likewise; vCPUs that have to look up when one asks for a reset"},
-	{"rt_sigprocmask", "locks that are held with signals blocked"},
-	{"rt_sigreturn", "the end of a signal's handler"},
-	{"restart_syscall", "a wait that a stop and continue interrupted"},
-	{"exit", "the end of the thread"},
-	{"exit_group", "the end of the process"},
-};
-
-static const struct rule pairing[] = {
-	{"poll", "waits for the stranger and the daemon"},
-	{"ppoll", "likewise"},
-	{"recvfrom", "the stranger's bytes"},
-	{"sendto", "TLS records to the stranger"},
-	{"recvmsg", "the daemon's answer"},
-	{"sendmsg", "the question to the daemon"},
-	{"shutdown", "the end of the connection"},
-	{"fcntl", "non-blocking sockets"},
-	{"getsockopt", "the kind of the daemon's socket"},
-	{"setsockopt", "the time that the daemon's socket may take"},
-	{"eventfd2", "what wakes a connection's waiters"},
-	{"getrandom", "TLS keys"},
-	{"getuid", "OpenSSL asks whether it runs with another's rights"},
-	{"geteuid", "likewise"},
-	{"getgid", "likewise"},
-	{"getegid", "likewise"},
-};
-
-static const struct rule vcpu[] = {
-	{"eventfd2", "an interrupt's descriptor, when the guest sets up MSI-X"},
-};
-
-static const struct {
-	const char *name;
-	const struct rule *rules;
-	size_t count;
-} kinds[] = {[CONFINE_PAIRING] = {"pairing", pairing, ARRAY_SIZE(pairing)},
-	     [CONFINE_VCPU] = {"vCPU", vcpu, ARRAY_SIZE(vcpu)}};
-
 static atomic_bool enabled;
-/* Made before the first filter: a handler may not allocate. */
+/* Made while there is one thread: making a filter takes calls, and time. */
+static struct sock_fprog programs[CONFINE_KINDS];
+/* Likewise: a handler may not allocate. */
 static char call_names[CALL_NAMES_MAX][CALL_NAME_BYTES];
+static _Thread_local const char *own_name;
 
 /* Async-signal-safe. */
 static size_t append(char *line, size_t at, size_t size, const char *text)
@@ -90,10 +52,30 @@ static size_t append(char *line, size_t at, size_t size, const char *text)
 	return at;
 }
 
+/* Files that malloc looks at, once, wherever it comes to it: how many processors there are, which it then
+ * asks otherwise, and how to give memory back, where "no" makes it choose the other way for good. */
+static bool is_mallocs(const ucontext_t *at)
+{
+	static const char *const files[] = {"/sys/devices/system/cpu/online", "/proc/stat",
+					    "/proc/sys/vm/overcommit_memory"};
+	const char *path = (const char *)at->uc_mcontext.gregs[REG_RSI];
+	size_t i = 0;
+	while (i < ARRAY_SIZE(files) && strcmp(path, files[i]))
+		i++;
+	return i < ARRAY_SIZE(files);
+}
+
 static void on_forbidden(int sig, siginfo_t *info, void *context)
 {
+	ucontext_t *at = context;
+	if (info->si_syscall == SYS_openat && is_mallocs(at)) {
+		at->uc_mcontext.gregs[REG_RAX] = -EACCES;
+		return;
+	}
 	char line[160], number[12];
-	size_t n = append(line, 0, sizeof line, "error: the filter of this thread forbids the call ");
+	size_t n = append(line, 0, sizeof line, "error: the filter of ");
+	n = append(line, n, sizeof line, own_name ? own_name : "this thread");
+	n = append(line, n, sizeof line, " forbids the call ");
 	int nr = info->si_syscall;
 	if (nr >= 0 && nr < CALL_NAMES_MAX && *call_names[nr]) {
 		n = append(line, n, sizeof line, call_names[nr]);
@@ -121,12 +103,145 @@ static void learn_names(void)
 	}
 }
 
+/* ---- making the filters ---- */
+
+static int add(scmp_filter_ctx filter, uint32_t action, const struct confine_list *list)
+{
+	int rc = 0;
+	for (size_t i = 0; !rc && i < list->n; i++) {
+		int nr = seccomp_syscall_resolve_name(list->rules[i].call);
+		if (nr != __NR_SCMP_ERROR) /* a library older than the call: the kernel may be, too */
+			rc = seccomp_rule_add(filter, action, nr, 0);
+	}
+	return rc;
+}
+
+/* Memory, but none that could be executed; a name for the thread. */
+static int add_common_arguments(scmp_filter_ctx filter)
+{
+	int rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(mmap), 1,
+				  SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
+	if (!rc)
+		rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(mprotect), 1,
+				      SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
+	return rc ? rc
+		  : seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(prctl), 1,
+				     SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME));
+}
+
+static int add_ioctl(scmp_filter_ctx filter, uint64_t mask, uint64_t value)
+{
+	return seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1,
+				SCMP_A1(SCMP_CMP_MASKED_EQ, mask, value));
+}
+
+/* No namespaces, no processes; the arguments of clone3 lie where a filter cannot look. */
+static int add_threads(scmp_filter_ctx filter)
+{
+	const uint64_t thread = CLONE_THREAD | CLONE_VM;
+	int rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(clone), 1,
+				  SCMP_A0(SCMP_CMP_MASKED_EQ, thread, thread));
+	if (!rc)
+		rc = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
+	if (!rc)
+		rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(rseq), 0);
+	return rc ? rc : seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(set_robust_list), 0);
+}
+
+static int add_arguments(scmp_filter_ctx filter, unsigned what)
+{
+	static const unsigned tap[] = {TUNSETOFFLOAD, TUNSETVNETHDRSZ, TUNGETVNETHDRSZ, TUNGETIFF};
+	int rc = add_common_arguments(filter);
+	if (!rc && what & CONFINE_IOCTL_KVM)
+		rc = add_ioctl(filter, 0xff00, KVMIO << 8);
+	for (size_t i = 0; !rc && what & CONFINE_IOCTL_TAP && i < ARRAY_SIZE(tap); i++)
+		rc = add_ioctl(filter, 0xffffffff, tap[i]);
+	if (!rc && what & CONFINE_IOCTL_FAULTS)
+		rc = add_ioctl(filter, 0xff00, UFFDIO << 8);
+	if (!rc && what & CONFINE_IOCTL_ZERO)
+		rc = add_ioctl(filter, 0xffffffff, BLKZEROOUT);
+	if (!rc && what & CONFINE_THREADS)
+		rc = add_threads(filter);
+	return rc;
+}
+
+static int add_allowed(scmp_filter_ctx filter, const struct confine_allowed *allowed)
+{
+	int rc = 0;
+	for (unsigned i = 0; !rc && i < CONFINE_LISTS_MAX && allowed->lists[i]; i++)
+		rc = add(filter, SCMP_ACT_ALLOW, allowed->lists[i]);
+	if (!rc && getenv("SNM_FAULT"))
+		rc = add(filter, SCMP_ACT_ALLOW, &confine_faults);
+	return rc ? rc : add_arguments(filter, allowed->with_arguments);
+}
+
+static int add_denied(scmp_filter_ctx filter)
+{
+	static const uint64_t namespaces[] = {CLONE_NEWNS,   CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC,
+					      CLONE_NEWUSER, CLONE_NEWPID,    CLONE_NEWNET};
+	int rc = add(filter, SCMP_ACT_TRAP, &confine_denied);
+	for (size_t i = 0; !rc && i < ARRAY_SIZE(namespaces); i++)
+		rc = seccomp_rule_add(filter, SCMP_ACT_TRAP, SCMP_SYS(clone), 1,
+				      SCMP_A0(SCMP_CMP_MASKED_EQ, namespaces[i], namespaces[i]));
+	if (!rc)
+		rc = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
+	/* Unix, IPv4, IPv6 and netlink are at 16 and below */
+	if (!rc)
+		rc = seccomp_rule_add(filter, SCMP_ACT_TRAP, SCMP_SYS(socket), 1,
+				      SCMP_A0(SCMP_CMP_GT, AF_NETLINK));
+	return rc ? rc
+		  : seccomp_rule_add(filter, SCMP_ACT_TRAP, SCMP_SYS(ioctl), 1,
+				     SCMP_A1(SCMP_CMP_MASKED_EQ, 0xffffffff, TIOCSTI));
+}
+
+/* The filter as the kernel takes it. */
+static int export(scmp_filter_ctx filter, struct sock_fprog *out)
+{
+	CLEANUP_FD int fd = memfd_create("filter", MFD_CLOEXEC);
+	struct stat st;
+	int rc = fd < 0 ? -errno : seccomp_export_bpf(filter, fd);
+	if (rc)
+		return rc;
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	CLEANUP_FREE struct sock_filter *code = malloc((size_t)st.st_size);
+	if (!code)
+		return -ENOMEM;
+	if (pread(fd, code, (size_t)st.st_size, 0) != st.st_size)
+		return -EIO;
+	out->len = (unsigned short)((size_t)st.st_size / sizeof *code);
+	out->filter = steal_ptr(code);
+	return 0;
+}
+
+static int make_filter(enum confine_kind kind, struct error *err)
+{
+	bool denies = kind == CONFINE_PROCESS;
+	scmp_filter_ctx filter = seccomp_init(denies ? SCMP_ACT_ALLOW : SCMP_ACT_TRAP);
+	if (!filter)
+		return error_errno(err, ENOMEM, "filter of %s", confine_allowed[kind].name);
+	int rc = denies ? add_denied(filter) : add_allowed(filter, &confine_allowed[kind]);
+	if (!rc)
+		rc = seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2); /* a tree, not a chain */
+	if (!rc)
+		rc = export(filter, &programs[kind]);
+	seccomp_release(filter);
+	return rc ? error_errno(err, rc, "filter of %s", confine_allowed[kind].name) : 0;
+}
+
+/* ---- using them ---- */
+
 int confine_enable(struct error *err)
 {
 	struct sigaction sa = {.sa_sigaction = on_forbidden, .sa_flags = SA_SIGINFO};
 	sigemptyset(&sa.sa_mask);
 	learn_names();
 	tzset(); /* a log line's time would open /etc/localtime */
+	for (unsigned kind = 0; kind < CONFINE_KINDS; kind++) {
+		int rc = make_filter(kind, err);
+		if (rc)
+			return rc;
+	}
 	if (sigaction(SIGSYS, &sa, NULL) < 0)
 		return error_errno(err, errno, "SIGSYS");
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
@@ -135,60 +250,60 @@ int confine_enable(struct error *err)
 	return 0;
 }
 
-static int allow(scmp_filter_ctx filter, const struct rule *rules, size_t n)
+/* Of the calling thread alone. With no new privileges an executed file gets none that are gone. */
+static int keep_capabilities(uint64_t keep)
 {
-	int rc = 0;
-	for (size_t i = 0; !rc && i < n; i++)
-		rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, seccomp_syscall_resolve_name(rules[i].call), 0);
-	return rc;
+	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct caps[_LINUX_CAPABILITY_U32S_3];
+	if (syscall(SYS_capget, &head, caps) < 0)
+		return -errno;
+	for (unsigned i = 0; i < _LINUX_CAPABILITY_U32S_3; i++) {
+		uint32_t mask = (uint32_t)(keep >> (32 * i));
+		caps[i].effective &= mask;
+		caps[i].permitted &= mask;
+		caps[i].inheritable = 0;
+	}
+	return syscall(SYS_capset, &head, caps) < 0 ? -errno : 0;
 }
 
-/* Memory, but none that could be executed. */
-static int allow_mapping(scmp_filter_ctx filter)
+/* Blocked, the signal would end the process without a word. */
+static void expect_signal(enum confine_kind kind)
 {
-	int rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(mmap), 1,
-				  SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
-	return rc ? rc
-		  : seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(mprotect), 1,
-				     SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
-}
-
-/* KVM's, of any descriptor: running the guest, interrupts, registers. The tap's: what the guest's driver can
- * do. */
-static int allow_vcpu_ioctls(scmp_filter_ctx filter)
-{
-	static const unsigned tap[] = {TUNSETOFFLOAD, TUNSETVNETHDRSZ};
-	int rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1,
-				  SCMP_A1(SCMP_CMP_MASKED_EQ, 0xff00, KVMIO << 8));
-	for (size_t i = 0; !rc && i < ARRAY_SIZE(tap); i++)
-		rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1,
-				      SCMP_A1(SCMP_CMP_MASKED_EQ, 0xffffffff, tap[i]));
-	return rc;
+	sigset_t set;
+	own_name = confine_allowed[kind].name;
+	sigemptyset(&set);
+	sigaddset(&set, SIGSYS);
+	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
 }
 
 int confine_thread(enum confine_kind kind, struct error *err)
 {
-	sigset_t set;
+	const struct confine_allowed *allowed = &confine_allowed[kind];
+	char point[32];
 	if (!enabled)
 		return 0;
-	scmp_filter_ctx filter = seccomp_init(SCMP_ACT_TRAP);
-	if (!filter)
-		return error_errno(err, ENOMEM, "filter of %s threads", kinds[kind].name);
-	int rc = allow(filter, common, ARRAY_SIZE(common));
-	if (!rc)
-		rc = allow(filter, kinds[kind].rules, kinds[kind].count);
-	if (!rc)
-		rc = allow_mapping(filter);
-	if (!rc && kind == CONFINE_VCPU)
-		rc = allow_vcpu_ioctls(filter);
-	/* blocked, it would end the process without a word */
-	sigemptyset(&set);
-	sigaddset(&set, SIGSYS);
-	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
-	if (!rc)
-		rc = seccomp_load(filter);
-	seccomp_release(filter);
-	return rc ? error_errno(err, rc, "filter of %s threads", kinds[kind].name) : 0;
+	snprintf(point, sizeof point, "confine-%s", allowed->id);
+	bool trespass = fault_point(point);
+	expect_signal(kind);
+	int rc = keep_capabilities(allowed->capabilities);
+	if (rc)
+		return error_errno(err, rc, "capabilities of %s", allowed->name);
+	if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &programs[kind]) < 0)
+		return error_errno(err, errno, "filter of %s", allowed->name);
+	if (trespass)
+		syscall(kind == CONFINE_PROCESS ? SYS_ptrace : SYS_getppid, 0, 0, 0, 0);
+	return 0;
+}
+
+void confine_self(enum confine_kind kind)
+{
+	struct error err = ERROR_INIT;
+	if (!enabled)
+		return;
+	if (kind == CONFINE_PROCESS)
+		expect_signal(kind);
+	else if (confine_thread(kind, &err))
+		log_warn("a thread runs without a filter: %s", err.message);
 }
 
 int confine_drop_capabilities(struct error *err)

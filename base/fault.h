@@ -11,7 +11,8 @@
  *          folder has gone); the other threads run on
  *   fail   fault_point returns true: the caller behaves as if the operation had failed with EIO
  *   failif fail, while the file $SNM_FAULT_DIR/POINT.fail exists
- * Without SNM_FAULT a call costs a load and a branch. Any thread.
+ * The points confine-KIND (base/confine_lists.c) with `fail` make a thread of that kind call what its filter
+ * forbids. Without SNM_FAULT a call costs a load and a branch. Any thread.
  */
 bool fault_point(const char *point);
 

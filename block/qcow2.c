@@ -22,6 +22,7 @@
 
 #include "base/cleanup.h"
 #include "base/cond.h"
+#include "base/confine.h"
 #include "base/log.h"
 #include "block/chain.h"
 #include "block/child.h"
@@ -89,6 +90,7 @@ static void *keeper_main(void *arg)
 {
 	struct qcow2_disk *disk = arg;
 	pthread_setname_np(pthread_self(), "qemu-nbd-keeper");
+	confine_self(CONFINE_PROCESS);
 	int errs[2] = {-1, -1};
 	struct error err = ERROR_INIT;
 	pid_t pid = 0;

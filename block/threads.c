@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "base/cleanup.h"
+#include "base/confine.h"
 #include "block/raw.h"
 
 struct raw_pool {
@@ -21,6 +22,7 @@ static void *pool_main(void *arg)
 {
 	struct raw_pool *pool = arg;
 	pthread_setname_np(pthread_self(), "disk-pool");
+	confine_self(CONFINE_DISK);
 	for (;;) {
 		pthread_mutex_lock(&pool->lock);
 		while (!pool->head && !pool->stopping)

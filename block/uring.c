@@ -12,6 +12,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/confine.h"
 #include "base/log.h"
 #include "block/raw.h"
 
@@ -246,6 +247,8 @@ static void *ring_main(void *arg)
 	struct reaped done[REAP_BATCH];
 	pthread_setname_np(pthread_self(), "disk-ring");
 	int rc = open_ring(ring);
+	if (!rc)
+		confine_self(CONFINE_DISK);
 	started(ring, rc);
 	if (rc < 0)
 		return NULL;

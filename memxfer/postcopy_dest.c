@@ -14,6 +14,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/cond.h"
+#include "base/confine.h"
 #include "memxfer/postcopy_faults.h"
 
 void postcopy_dest_wake(struct mem_postcopy_dest *d)
@@ -262,6 +263,7 @@ static void *manage(void *arg)
 {
 	struct mem_postcopy_dest *d = arg;
 
+	confine_self(CONFINE_MEMORY); /* and so the thread of each session */
 	while (take_channels(d)) {
 		struct error why = ERROR_INIT;
 

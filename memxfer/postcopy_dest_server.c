@@ -11,6 +11,7 @@
 #include "base/bitmap.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/confine.h"
 #include "base/log.h"
 #include "memxfer/postcopy_dest.h"
 #include "memxfer/postcopy_faults.h"
@@ -242,6 +243,7 @@ void *postcopy_dest_server(void *arg)
 	unsigned beat_ms = postcopy_beat_ms(d->opt.timeout_ms);
 	enum look now;
 
+	confine_self(CONFINE_MEMORY);
 	if (!v) {
 		log_error("post-copy: out of memory");
 		mem_postcopy_dest_abort(d);

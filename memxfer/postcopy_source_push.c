@@ -5,6 +5,7 @@
 
 #include "base/bitmap.h"
 #include "base/clock.h"
+#include "base/confine.h"
 #include "memxfer/postcopy_source.h"
 
 #define PUSH_PAGES	  32u /* a frame: so long an answer to a fault may have to wait */
@@ -64,8 +65,10 @@ void *postcopy_source_faults(void *arg)
 {
 	struct mem_postcopy_source *s = arg;
 	struct error err = ERROR_INIT;
-	int ret = wait_listed(s) ? 0 : -ECANCELED;
+	int ret;
 
+	confine_self(CONFINE_MEMORY);
+	ret = wait_listed(s) ? 0 : -ECANCELED;
 	while (ret == 0) {
 		struct mem_header h;
 
@@ -200,6 +203,7 @@ void *postcopy_source_push(void *arg)
 	unsigned quiet_ms = postcopy_beat_ms(s->opt.timeout_ms);
 	int ret = 0;
 
+	confine_self(CONFINE_MEMORY);
 	while (ret == 0 && !atomic_load(&s->session_over)) {
 		uint64_t wait_ns = rate_limit_wait_ns(s->opt.bandwidth);
 

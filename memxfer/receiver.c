@@ -9,6 +9,7 @@
 
 #include "base/bitmap.h"
 #include "base/cleanup.h"
+#include "base/confine.h"
 #include "memxfer/receiver_impl.h"
 
 #define ERROR_SEND_MS 1000u
@@ -196,6 +197,7 @@ static void *rx_main(void *arg)
 	snprintf(name, sizeof name, "mem receive %u", rx->index);
 	pthread_setname_np(pthread_self(), name);
 	mem_yield_join(&r->yield);
+	confine_self(CONFINE_MEMORY);
 	do {
 		mem_yield_step(&r->yield);
 		ret = receive_frame(rx, &err);

@@ -7,6 +7,7 @@
 
 #include "base/bitmap.h"
 #include "base/clock.h"
+#include "base/confine.h"
 #include "memxfer/sender_impl.h"
 
 /* How long a broken connection waits for the destination's own words. */
@@ -289,6 +290,7 @@ static void write_jobs(struct mem_worker *w)
 	struct mem_sender *s = w->sender;
 	uint64_t seen = 0;
 
+	confine_self(CONFINE_MEMORY);
 	for (;;) {
 		struct error err = ERROR_INIT;
 		enum mem_job job = JOB_NONE;
@@ -374,6 +376,7 @@ static void read_replies(struct mem_worker *w)
 {
 	struct mem_sender *s = w->sender;
 
+	confine_self(CONFINE_MEMORY);
 	for (;;) {
 		uint8_t body[MEM_SENTENCE_MAX];
 		struct error err = ERROR_INIT;

@@ -18,6 +18,7 @@
 #include "base/bytes.h"
 #include "base/clock.h"
 #include "base/cond.h"
+#include "base/confine.h"
 #include "base/fault.h"
 #include "base/huge.h"
 #include "base/log.h"
@@ -592,6 +593,7 @@ static void *copy_main(void *arg)
 	struct mirror_work work;
 	mirror_work_init(&work);
 	pthread_setname_np(pthread_self(), "mirror-copy");
+	confine_self(CONFINE_MIRROR);
 	pthread_mutex_lock(&m->lock);
 	while (!s->go)
 		pthread_cond_wait(&s->copy_wake, &m->lock);

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/confine.h"
 #include "base/log.h"
 #include "mirror/mirror_impl.h"
 
@@ -155,6 +156,7 @@ static void *worker_main(void *arg)
 	struct mirror *m = arg;
 	uint64_t last = 0;
 	pthread_setname_np(pthread_self(), "mirror");
+	confine_self(CONFINE_MIRROR);
 	pthread_mutex_lock(&m->lock);
 	while (!m->worker_quit) {
 		struct session *s = m->session;

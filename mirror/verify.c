@@ -19,6 +19,7 @@
 #include "base/bitmap.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/confine.h"
 #include "base/fault.h"
 #include "base/log.h"
 #include "mirror/mirror_impl.h"
@@ -323,6 +324,7 @@ static void *sweep_main(void *arg)
 	struct verify *v = arg;
 	struct error err = ERROR_INIT;
 	pthread_setname_np(pthread_self(), "mirror-verify");
+	confine_self(CONFINE_MIRROR);
 	struct verify_range *r = calloc(1, sizeof *r);
 	if (!r) {
 		error_errno(&err, ENOMEM, "%s: verification", v->m->top.label);

@@ -21,6 +21,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/confine.h"
 #include "base/log.h"
 #include "nbd/nbd.h"
 
@@ -524,6 +525,7 @@ static void *lane_main(void *arg)
 {
 	struct lane *lane = arg;
 	pthread_setname_np(pthread_self(), "nbd-client");
+	confine_self(CONFINE_NBD);
 	pthread_mutex_lock(&lane->io);
 	for (;;) {
 		bool closing = false;

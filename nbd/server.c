@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/confine.h"
 #include "base/log.h"
 #include "nbd/server_impl.h"
 
@@ -88,6 +89,7 @@ static void *connection_main(void *arg)
 	struct nbd_server *s = nc->server;
 	struct error err = ERROR_INIT;
 	pthread_setname_np(pthread_self(), "nbd-request");
+	confine_self(CONFINE_NBD);
 	int rc = nbd_handshake(nc, &err);
 	if (rc < 0 && rc != -ESHUTDOWN)
 		log_info("nbd: %s", err.message);

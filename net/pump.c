@@ -8,6 +8,7 @@
 
 #include "base/cleanup.h"
 #include "base/cond.h"
+#include "base/confine.h"
 #include "base/log.h"
 #include "net/conn_impl.h"
 
@@ -54,6 +55,7 @@ static void *pump_in(void *arg)
 	struct error err = ERROR_INIT;
 	ssize_t n;
 
+	confine_self(CONFINE_NBD);
 	/* After the local side has gone what still comes is read and dropped, so that closing does not reset
 	 * the connection over data on its way to the peer. */
 	while ((n = conn_read_some(p->conn, p->in_buf, PUMP_BUFFER_BYTES, 0, &err)) > 0) {
@@ -79,6 +81,7 @@ static void *pump_out(void *arg)
 	struct timespec until;
 	int ret = 0;
 
+	confine_self(CONFINE_NBD);
 	for (;;) {
 		ssize_t n = recv(p->fd, p->out_buf, PUMP_BUFFER_BYTES, 0);
 

@@ -272,6 +272,8 @@ int main(int argc, char **argv)
 	log_init("snvmm");
 	signal(SIGPIPE, SIG_IGN);
 	terminate_block();
+	/* before there are threads: the first object would open /dev/urandom */
+	json_object_seed(0);
 	struct error confined = ERROR_INIT;
 	if (confine_enable(&confined))
 		log_warn("threads run without filters: %s", confined.message);
@@ -318,6 +320,8 @@ int main(int argc, char **argv)
 			return EXIT_USAGE;
 		}
 	}
+	if (!pair && confine_thread(CONFINE_PROCESS, &confined))
+		log_warn("%s", confined.message);
 	if (cpu && argc == 2)
 		return describe_cpu();
 	if (config && check_in && !name && !incoming && optind < argc)

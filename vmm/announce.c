@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "base/cleanup.h"
+#include "base/confine.h"
 #include "base/log.h"
 #include "vmm/machine_internal.h"
 #include "vmm/virtio.h"
@@ -25,6 +26,7 @@ static void *announce_main(void *arg)
 {
 	struct machine *m = arg;
 	pthread_setname_np(pthread_self(), "announce");
+	confine_self(CONFINE_DEVICE);
 	struct timespec start;
 	clock_gettime(CLOCK_MONOTONIC, &start);
 	for (size_t i = 0; i < ARRAY_SIZE(announce_at_ms); i++) {

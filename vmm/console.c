@@ -18,6 +18,7 @@
 
 #include "base/cleanup.h"
 #include "base/cond.h"
+#include "base/confine.h"
 #include "base/log.h"
 
 #define RING_BYTES  65536u
@@ -161,6 +162,7 @@ static void *console_main(void *arg)
 {
 	struct console *c = arg;
 	pthread_setname_np(pthread_self(), "console");
+	confine_self(CONFINE_DEVICE);
 	bool blocked = false, input_open = true;
 	for (;;) {
 		int out = c->client >= 0 ? c->client : c->out_fd;

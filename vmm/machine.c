@@ -21,6 +21,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/cond.h"
+#include "base/confine.h"
 #include "base/log.h"
 #include "vmm/machine_internal.h"
 #include "vmm/virtio.h"
@@ -266,6 +267,7 @@ static void *event_main(void *arg)
 {
 	struct machine *m = arg;
 	pthread_setname_np(pthread_self(), "machine events");
+	confine_self(CONFINE_PROCESS);
 	pthread_mutex_lock(&m->lock);
 	while (!m->quit) {
 		bool reset = m->power == POWER_RESET && m->want_run && !m->held;

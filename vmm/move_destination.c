@@ -10,6 +10,7 @@
 #include "base/cleanup.h"
 #include "base/cond.h"
 #include "base/clock.h"
+#include "base/confine.h"
 #include "base/fault.h"
 #include "base/log.h"
 #include "host/administer.h"

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/confine.h"
 #include "base/fault.h"
 #include "base/log.h"
 #include "host/jsonl.h"
@@ -71,6 +72,7 @@ static void *hash_thread(void *arg)
 	struct hash_ask ask;
 	struct error err = ERROR_INIT;
 	pthread_setname_np(pthread_self(), "hashes");
+	confine_self(CONFINE_MIRROR);
 	while (next_ask(h, &ask)) {
 		if (!answer(h, &ask, &err))
 			continue;

@@ -8,6 +8,7 @@
 #include "base/cleanup.h"
 #include "base/cond.h"
 #include "base/clock.h"
+#include "base/confine.h"
 #include "base/log.h"
 
 /* Frames waiting for their reader; a peer that sends more than this unasked is broken. */
@@ -120,6 +121,7 @@ static void *beat_thread(void *arg)
 	unsigned every = l->silence_ms / 4 < 1000 ? l->silence_ms / 4 : 1000;
 	if (every < 50)
 		every = 50;
+	confine_self(CONFINE_LINK);
 	pthread_mutex_lock(&l->lock);
 	while (!l->is_failed && !l->closing) {
 		uint64_t at = clock_now_ns() + every * UINT64_C(1000000);
@@ -176,6 +178,7 @@ static int take_frame(struct move_link *l, struct frame *f, struct error *err)
 static void *read_thread(void *arg)
 {
 	struct move_link *l = arg;
+	confine_self(CONFINE_LINK);
 	for (;;) {
 		struct frame f = {0};
 		struct error e = ERROR_INIT;

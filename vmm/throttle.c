@@ -18,6 +18,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/cond.h"
+#include "base/confine.h"
 #include "base/log.h"
 #include "memxfer/pace.h"
 #include "vmm/machine_internal.h"
@@ -139,6 +140,7 @@ static void *throttle_main(void *arg)
 	struct machine *m = arg;
 	struct throttle *t = &m->throttle;
 	pthread_setname_np(pthread_self(), "throttle");
+	confine_self(CONFINE_DEVICE);
 	SCOPE_LOCK(&m->lock);
 	while (!t->quit) {
 		if (t->on)

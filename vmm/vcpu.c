@@ -212,9 +212,7 @@ static void *vcpu_main(void *arg)
 	sigemptyset(&set);
 	sigaddset(&set, KICK_SIGNAL);
 	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
-	struct error err = ERROR_INIT;
-	if (confine_thread(CONFINE_VCPU, &err))
-		log_warn("vCPU %u runs without a filter: %s", v->id, err.message);
+	confine_self(CONFINE_VCPU);
 
 	pthread_mutex_lock(&m->lock);
 	for (;;) {

@@ -10,6 +10,7 @@
 #include <sys/ioctl.h>
 
 #include "base/cleanup.h"
+#include "base/confine.h"
 #include "base/log.h"
 #include "vmm/virtio_pci_internal.h"
 
@@ -72,6 +73,7 @@ static void *io_thread(void *opaque)
 	struct epoll_event ev[16];
 	bool stop = false;
 
+	confine_self(CONFINE_DEVICE);
 	while (!stop) {
 		int n = epoll_wait(v->epoll_fd, ev, ARRAY_SIZE(ev), -1);
 

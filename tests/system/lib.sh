@@ -79,7 +79,7 @@ mirror-grace-ms = ${GRACE_MS:-500}
 retry-for = ${RETRY_FOR:-0}
 ${LIMITS_EXTRA:-}
 [programs]
-snvmm = $BIN/snvmm
+snvmm = ${SNVMM:-$BIN/snvmm}
 INI
 }
 # daemon_start HOST [ENV=VALUE...]

@@ -3,17 +3,23 @@
 #include <check.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <linux/kvm.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -21,6 +27,13 @@
 #include "base/confine.h"
 
 #define FORBIDDEN 70 /* the exit status that confine.c gives */
+
+static void *nothing(void *arg)
+{
+	prctl(PR_SET_NAME, "another");
+	free(malloc(100000));
+	return arg;
+}
 
 /* Runs `what` in a child that is confined so; its exit status, and what it said. */
 static int child(enum confine_kind kind, int (*what)(void), char said[512])
@@ -30,7 +43,10 @@ static int child(enum confine_kind kind, int (*what)(void), char said[512])
 	pid_t pid = fork();
 	if (pid == 0) {
 		struct error err = ERROR_INIT;
+		pthread_t first; /* for which the C library sets up signals */
 		dup2(out[1], STDERR_FILENO);
+		if (pthread_create(&first, NULL, nothing, NULL) || pthread_join(first, NULL))
+			_exit(98);
 		if (confine_enable(&err) || confine_thread(kind, &err)) {
 			dprintf(STDERR_FILENO, "%s\n", err.message);
 			_exit(99);
@@ -87,6 +103,65 @@ static int terminal_ioctl(void)
 {
 	return ioctl(0, 0x5412 /* TIOCSTI */, "x") < 0 ? 1 : 2;
 }
+static int fills_pages(void)
+{
+	uint64_t one = 1;
+	return ioctl(0, UFFDIO_WAKE, &one) < 0 ? 0 : 1;
+}
+static int asks_parent(void)
+{
+	return (int)syscall(SYS_getppid);
+}
+static int traces(void)
+{
+	return ptrace(PTRACE_TRACEME, 0, NULL, NULL) < 0 ? 1 : 2;
+}
+static int mounts(void)
+{
+	return mount("none", "/", NULL, MS_REC | MS_SLAVE, NULL) < 0 ? 1 : 2;
+}
+static int unshares(void)
+{
+	return unshare(CLONE_NEWUSER) < 0 ? 1 : 2;
+}
+static int forks_apart(void)
+{
+	return (int)syscall(SYS_clone, CLONE_NEWUSER | 17, 0, 0, 0, 0) < 0 ? 1 : 2;
+}
+static int sniffs(void)
+{
+	return socket(AF_PACKET, SOCK_RAW, 0) < 0 ? 1 : 2;
+}
+static int becomes_another(void)
+{
+	return setuid(65534) < 0 ? 1 : 2;
+}
+/* What the VMM's main thread and its children live on. */
+static int wide(void)
+{
+	int fd = open("/etc/passwd", O_RDONLY), s = socket(AF_INET, SOCK_STREAM, 0), status = -1;
+	pid_t pid = fork();
+	if (pid == 0) {
+		execl("/bin/true", "true", NULL);
+		_exit(1);
+	}
+	return fd >= 0 && s >= 0 && waitpid(pid, &status, 0) == pid && status == 0 ? 0 : 1;
+}
+static int makes_thread(void)
+{
+	pthread_t t;
+	return pthread_create(&t, NULL, nothing, NULL) || pthread_join(t, NULL);
+}
+static int reads_file(void)
+{
+	/* in the way the pool does it; the descriptor is none */
+	struct iovec iov = {0};
+	return preadv(-1, &iov, 1, 0) < 0 && pwritev2(-1, &iov, 1, 0, RWF_DSYNC) < 0 && fdatasync(-1) < 0 &&
+			       fallocate(-1, 0, 0, 1) < 0 && lseek(-1, 0, SEEK_DATA) < 0 &&
+			       ioctl(-1, BLKZEROOUT, &iov) < 0
+		       ? 0
+		       : 1;
+}
 static int receives(void)
 {
 	char byte;
@@ -113,6 +188,45 @@ static const struct {
 	{CONFINE_PAIRING, dials, "socket"},
 	{CONFINE_PAIRING, executes, "execve"},
 	{CONFINE_PAIRING, kvm_ioctl_only, "ioctl"},
+	{CONFINE_DEVICE, usual, "eventfd2"},
+	{CONFINE_DEVICE, kvm_ioctl_only, NULL},
+	{CONFINE_DEVICE, receives, NULL},
+	{CONFINE_DEVICE, asks_parent, "getppid"},
+	{CONFINE_DEVICE, opens, "openat"},
+	{CONFINE_DEVICE, forks, "clone"},
+	{CONFINE_DISK, reads_file, NULL},
+	{CONFINE_DISK, receives, NULL},
+	{CONFINE_DISK, opens, "openat"},
+	{CONFINE_DISK, dials, "socket"},
+	{CONFINE_DISK, executes, "execve"},
+	{CONFINE_DISK, maps_code, "mmap"},
+	{CONFINE_NBD, receives, NULL},
+	{CONFINE_NBD, makes_thread, NULL},
+	{CONFINE_NBD, forks, "clone"},
+	{CONFINE_NBD, forks_apart, "clone"},
+	{CONFINE_NBD, reads_file, "ioctl"},
+	{CONFINE_NBD, dials, "socket"},
+	{CONFINE_MEMORY, fills_pages, NULL},
+	{CONFINE_MEMORY, makes_thread, NULL},
+	{CONFINE_MEMORY, opens, "openat"},
+	{CONFINE_MEMORY, forks, "clone"},
+	{CONFINE_MIRROR, receives, NULL},
+	{CONFINE_MIRROR, fills_pages, "ioctl"},
+	{CONFINE_MIRROR, opens, "openat"},
+	{CONFINE_LINK, receives, NULL},
+	{CONFINE_LINK, opens, "openat"},
+	{CONFINE_LINK, forks, "clone"},
+	{CONFINE_LINK, executes, "execve"},
+	{CONFINE_PROCESS, usual, NULL},
+	{CONFINE_PROCESS, wide, NULL},
+	{CONFINE_PROCESS, makes_thread, NULL},
+	{CONFINE_PROCESS, traces, "ptrace"},
+	{CONFINE_PROCESS, mounts, "mount"},
+	{CONFINE_PROCESS, unshares, "unshare"},
+	{CONFINE_PROCESS, forks_apart, "clone"},
+	{CONFINE_PROCESS, sniffs, "socket"},
+	{CONFINE_PROCESS, becomes_another, "setuid"},
+	{CONFINE_PROCESS, terminal_ioctl, "ioctl"},
 };
 
 START_TEST(what_is_not_in_the_list_ends_the_process_by_name)
@@ -126,6 +240,36 @@ START_TEST(what_is_not_in_the_list_ends_the_process_by_name)
 	ck_assert_msg(status == FORBIDDEN, "status %d: %s", status, said);
 	snprintf(want, sizeof want, "forbids the call %s: the process ends", cases[_i].call);
 	ck_assert_msg(strstr(said, want) != NULL, "%s", said);
+}
+END_TEST
+
+/* In memory of this thread's own: malloc then looks at /proc/sys/vm/overcommit_memory. */
+static void *gives_back(void *arg)
+{
+	char *blocks[16];
+	if (confine_thread(CONFINE_VCPU, NULL))
+		return arg;
+	for (int i = 0; i < 16; i++)
+		memset(blocks[i] = malloc(100000), 1, 100000);
+	for (int i = 16; i-- > 0;)
+		free(blocks[i]);
+	return NULL;
+}
+
+START_TEST(malloc_may_give_memory_back)
+{
+	int status;
+	pid_t pid = fork();
+	if (pid == 0) {
+		pthread_t t;
+		void *failed = NULL;
+		if (confine_enable(NULL) || pthread_create(&t, NULL, gives_back, &failed) ||
+		    pthread_join(t, &failed))
+			_exit(99);
+		_exit(failed ? 1 : 0);
+	}
+	ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+	ck_assert_int_eq(status, 0);
 }
 END_TEST
 
@@ -203,6 +347,7 @@ int main(void)
 				    (int)ARRAY_SIZE(cases));
 		tcase_add_test(tc, a_filter_is_of_its_thread_alone_and_privileges_are_not_gained);
 		tcase_add_test(tc, capabilities_are_gone_for_good);
+		tcase_add_test(tc, malloc_may_give_memory_back);
 		tcase_add_test(tc, without_enable_nothing_is_forbidden);
 	}
 	suite_add_tcase(s, tc);

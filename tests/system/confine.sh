@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# What a VMM may still do, at rest and in a move: every thread has its filter, gains no privileges, and holds capabilities only
+# where it needs them; a forbidden call ends the process, and the log names the kind of thread and the call.
+source "$(dirname "$0")/lib.sh"
+require_kvm
+grep -q '^Seccomp_filters:' /proc/self/status || skip "this kernel does not tell how many filters a thread has"
+# the kinds whose threads open files, dial and start qemu-nbd: the filter of the process alone
+WIDE="snvmm sigterm qemu-nbd-keeper machine-events"
+threads=0 kinds=
+field() { awk -v f="$2:" '$1 == f {print $2}' "$1" 2>/dev/null; }
+# judge HOST: all threads of its VMMs and what they started
+judge() {
+	local p t name n seen=
+	for p in $(pids_in "$1" snvmm); do
+		for t in /proc/"$p"/task/*; do
+			name=$(tr ' ' - <"$t/comm" 2>/dev/null) || continue
+			n=$(field "$t/status" Seccomp_filters)
+			[ -n "$n" ] || continue
+			threads=$((threads + 1))
+			[ "$(field "$t/status" Seccomp)" = 2 ] || fail "thread $name of host$1 has no filter"
+			[ "$(field "$t/status" NoNewPrivs)" = 1 ] || fail "thread $name of host$1 may gain privileges"
+			if [ "$n" -ge 2 ]; then
+				[ "$(field "$t/status" CapPrm)" = 0000000000000000 ] || fail "thread $name of host$1 has capabilities $(field "$t/status" CapPrm)"
+				seen="$seen ${name%%-[0-9]*}"
+			else
+				grep -qw -- "$name" <<<"$WIDE" || fail "thread $name of host$1 has the filter of the process alone"
+			fi
+		done
+	done
+	for p in $(pids_in "$1" qemu-nbd); do
+		[ "$(field "/proc/$p/status" Seccomp)" = 2 ] && [ "$(field "/proc/$p/status" NoNewPrivs)" = 1 ] || fail "qemu-nbd of host$1 is not confined"
+		seen="$seen qemu-nbd"
+	done
+	kinds=$(printf '%s\n' $kinds $seen | sort -u | tr '\n' ' ')
+}
+want() { local k; for k in "$@"; do grep -qw -- "$k" <<<"$kinds" || fail "no thread $k among: $kinds"; done; }
+
+DISK_MB=64 FILL_MB=8
+VM_EXTRA="[net lan]
+bridge = br0
+mac = 52:54:00:00:00:01"
+hosts_up SNM_LOG=debug
+native_vm a vm1 256M "ws=32 rate=20 touch=64 disk=rw diskrate=100 hb=100"
+wait_touched a vm1
+judge a
+want vcpu disk-ring disk-pool nbd-client console qemu-nbd
+echo "at rest: $threads threads"
+
+# held in the middle, where the mirrors are up
+mkdir -p "$T/fault"
+daemon_kill a TERM
+snvm_stop() { snvm "$1" stop --force "$2"; }
+daemon_start a "SNM_FAULT_DIR=$T/fault"
+snvm_stop a vm1
+daemon_kill a TERM
+daemon_start a SNM_FAULT=in-mirror:hold "SNM_FAULT_DIR=$T/fault"
+snvm a start vm1
+wait_hb a vm1 >/dev/null
+snmigrate a vm1 hostb --with-storage --json >"$T/move.json" 2>&1 &
+move=$!
+for _ in $(seq 300); do [ -e "$T/fault/in-mirror.hit" ] && break; sleep 0.1; done
+[ -e "$T/fault/in-mirror.hit" ] || fail "the move did not get to its mirrors: $(tail -n 1 "$T/move.json")"
+threads=0
+judge a; judge b
+want mirror mirror-copy nbd-request nbd-reply hashes
+touch "$T/fault/in-mirror.go"
+wait $move || fail "move: $(tail -n 1 "$T/move.json")"
+judge b
+echo "in a move: $threads threads, of: $kinds"
+hb=$(wait_hb b vm1); assert_good "$hb"
+
+# --- a forbidden call, by each kind
+said() { # HOST KIND CALL
+	grep -qh "the filter of $2 forbids the call $3: the process ends" "$T/$1"/state/logs/* || fail "the log of host$1 does not say that $2 called $3"
+	rm -f "$T/$1"/state/logs/*
+	echo "$2: ended by $3"
+}
+again() { daemon_kill "$1" TERM; daemon_start "$@"; }
+# those that a VM has from its start
+snvm_stop b vm1
+for kind in process vcpu device disk nbd; do
+	call=getppid
+	[ $kind = process ] && call=ptrace
+	again b "SNM_FAULT=confine-$kind:fail"
+	snvm b start vm1 >"$T/out" 2>&1 && { sleep 0.5; [ "$(vm_state b vm1)" = crashed ] || fail "confine-$kind: the VM runs"; }
+	case $kind in process) name="this process" ;; vcpu) name="vCPU threads" ;; nbd) name="NBD threads" ;; *) name="$kind threads" ;; esac
+	said b "$name" $call
+	again b
+done
+# those that a move makes, at the source
+for kind in memory mirror link; do
+	again b "SNM_FAULT=confine-$kind:fail"
+	snvm b start vm1; wait_hb b vm1 >/dev/null
+	rc=0
+	snmigrate b vm1 hosta --with-storage --json >"$T/move.json" 2>&1 || rc=$?
+	[ $rc != 0 ] || fail "confine-$kind: moved"
+	wait_state b vm1 crashed
+	case $kind in link) name="control channel threads" ;; *) name="$kind threads" ;; esac
+	said b "$name" getppid
+	again b
+done
+# and at the destination, where the VM does not feel it
+snvm b start vm1; wait_hb b vm1 >/dev/null
+for kind in memory nbd mirror link; do
+	again a "SNM_FAULT=confine-$kind:fail"
+	rc=0
+	snmigrate b vm1 hosta --with-storage --json >"$T/move.json" 2>&1 || rc=$?
+	[ $rc = 3 ] || [ $rc = 4 ] || fail "confine-$kind at the destination: exit $rc: $(tail -n 1 "$T/move.json")"
+	case $kind in link) name="control channel threads" ;; nbd) name="NBD threads" ;; *) name="$kind threads" ;; esac
+	said a "$name" getppid
+	hb=$(wait_hb b vm1); assert_good "$hb"
+	[ "$(vm_state b vm1)" = running ] || fail "confine-$kind: the VM is $(vm_state b vm1)"
+done
+again a
+snmigrate b vm1 hosta --with-storage --json >"$T/move.json" 2>&1 || fail "the last move: $(tail -n 1 "$T/move.json")"
+hb=$(wait_hb a vm1); assert_good "$hb"
+echo "figure: every kind of thread is confined: $kinds"
