@@ -19,6 +19,7 @@
 #include "vmm/control.h"
 #include "vmm/move.h"
 #include "vmm/terminate.h"
+#include "vmm/view.h"
 #include "vmm/vm.h"
 
 #define CONNECTION_FD 3
@@ -76,6 +77,8 @@ static int open_vm(struct vm *vm, const char *name, enum run_how how, struct err
 	rc = registry_load_definition(vm->dirfd, name, &vm->def, err);
 	if (!rc) /* vm.ini may have been written by hand */
 		rc = vmdef_read_baseline(&vm->def, vm->dir, err);
+	if (!rc)
+		rc = view_restrict(vm, err);
 	if (!rc)
 		rc = record_open(vm->cfg->state_dir, vm->def.uuid, &vm->record, err);
 	if (!rc)

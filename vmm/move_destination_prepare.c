@@ -17,6 +17,7 @@
 #include "vmm/move_destination.h"
 #include "vmm/move_destination_hash.h"
 #include "vmm/tap.h"
+#include "vmm/view.h"
 
 #define SPACE_RESERVE_BYTES  (UINT64_C(64) << 20)
 #define MEMORY_RESERVE_BYTES (UINT64_C(64) << 20)
@@ -407,6 +408,9 @@ static int make_folder(struct arrival *a, struct error *err)
 	vm->dirfd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (vm->dirfd < 0)
 		return error_errno(err, errno, "%s", path);
+	rc = view_restrict(vm, err);
+	if (rc)
+		return rc;
 	vm_set_state(vm, VM_INCOMING, NULL);
 	return control_start(vm, err);
 }
