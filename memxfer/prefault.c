@@ -13,6 +13,7 @@
 #include "base/bitmap.h"
 #include "base/clock.h"
 #include "base/cond.h"
+#include "base/confine.h"
 #include "base/log.h"
 #include "memxfer/codec.h"
 
@@ -173,6 +174,7 @@ static void *prefault_main(void *arg)
 	struct timespec begin = clock_timespec(p->begin_ns);
 
 	pthread_setname_np(pthread_self(), "mem prefault");
+	confine_self(CONFINE_MEMORY);
 	pthread_mutex_lock(&p->lock);
 	while (!p->stop && clock_now_ns() < p->begin_ns)
 		pthread_cond_timedwait(&p->done, &p->lock, &begin);
