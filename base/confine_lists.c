@@ -65,6 +65,7 @@ static const struct confine_list vcpu = LIST(vcpu_rules);
 static const struct confine_rule traffic_rules[] = {
 	{"poll", "waits for connections"},
 	{"recvfrom", "their bytes"},
+	{"recvmsg", "their bytes, into several places"},
 	{"sendto", "their bytes"},
 	{"sendmsg", "their bytes, gathered"},
 	{"shutdown", "the end of a connection"},
