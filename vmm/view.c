@@ -13,6 +13,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "vmm/move_shared.h"
 
 /* Linux 6.2, newer than the headers of Debian 12 */
 #ifndef LANDLOCK_ACCESS_FS_TRUNCATE
@@ -101,6 +102,18 @@ static int allow_state(const struct view *v, const struct vm *vm, struct error *
 	return rc;
 }
 
+/* Beside an image that other hosts see, a second name comes and goes, to prove that they do. */
+static int allow_names(const struct view *v, const struct vm *vm, const char *image, struct error *err)
+{
+	char folder[MOVE_SHARED_PATH_BYTES], beside[4096];
+	struct move_shared shared;
+	struct error none = ERROR_INIT;
+	if (move_shared_locate(vm->cfg->shared, image, folder, &shared, &none))
+		return 0;
+	snprintf(beside, sizeof beside, "%.*s", (int)(strrchr(image, '/') - image), image);
+	return allow(v, beside, LANDLOCK_ACCESS_FS_MAKE_REG | LANDLOCK_ACCESS_FS_REMOVE_FILE, err);
+}
+
 /* Relative paths are in the folder. */
 static int allow_outside(const struct view *v, const struct vm *vm, struct error *err)
 {
@@ -110,8 +123,11 @@ static int allow_outside(const struct view *v, const struct vm *vm, struct error
 	for (unsigned i = 0; !rc && i < ARRAY_SIZE(devices); i++)
 		rc = allow(v, devices[i], WRITE, err);
 	for (unsigned i = 0; !rc && i < vm->def.ndisks; i++)
-		if (vm->def.disks[i].path[0] == '/')
+		if (vm->def.disks[i].path[0] == '/') {
 			rc = allow(v, vm->def.disks[i].path, WRITE, err);
+			if (!rc)
+				rc = allow_names(v, vm, vm->def.disks[i].path, err);
+		}
 	if (!rc && !strncmp(vm->def.serial, "file:/", 6)) {
 		/* made here, as no rule can be about what is not there */
 		CLEANUP_FD int fd = open(vm->def.serial + 5, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOCTTY, 0600);
