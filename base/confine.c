@@ -10,14 +10,11 @@
 #include <linux/kvm.h>
 #include <linux/seccomp.h>
 #include <linux/userfaultfd.h>
-#include <pthread.h>
 #include <sched.h>
 #include <seccomp.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -25,83 +22,17 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
-#include <ucontext.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/confine_lists.h"
+#include "base/confine_trap.h"
 #include "base/fault.h"
 #include "base/log.h"
-
-#define CALL_NAMES_MAX	512
-#define CALL_NAME_BYTES 32
-#define EXIT_FORBIDDEN	70
 
 static atomic_bool enabled;
 /* Made while there is one thread: making a filter takes calls, and time. */
 static struct sock_fprog programs[CONFINE_KINDS];
-/* Likewise: a handler may not allocate. */
-static char call_names[CALL_NAMES_MAX][CALL_NAME_BYTES];
-static _Thread_local const char *own_name;
-
-/* Async-signal-safe. */
-static size_t append(char *line, size_t at, size_t size, const char *text)
-{
-	while (*text && at + 1 < size)
-		line[at++] = *text++;
-	return at;
-}
-
-/* Files that malloc looks at, once, wherever it comes to it: how many processors there are, which it then
- * asks otherwise, and how to give memory back, where "no" makes it choose the other way for good. */
-static bool is_mallocs(const ucontext_t *at)
-{
-	static const char *const files[] = {"/sys/devices/system/cpu/online", "/proc/stat",
-					    "/proc/sys/vm/overcommit_memory"};
-	const char *path = (const char *)at->uc_mcontext.gregs[REG_RSI];
-	size_t i = 0;
-	while (i < ARRAY_SIZE(files) && strcmp(path, files[i]))
-		i++;
-	return i < ARRAY_SIZE(files);
-}
-
-static void on_forbidden(int sig, siginfo_t *info, void *context)
-{
-	ucontext_t *at = context;
-	if (info->si_syscall == SYS_openat && is_mallocs(at)) {
-		at->uc_mcontext.gregs[REG_RAX] = -EACCES;
-		return;
-	}
-	char line[160], number[12];
-	size_t n = append(line, 0, sizeof line, "error: the filter of ");
-	n = append(line, n, sizeof line, own_name ? own_name : "this thread");
-	n = append(line, n, sizeof line, " forbids the call ");
-	int nr = info->si_syscall;
-	if (nr >= 0 && nr < CALL_NAMES_MAX && *call_names[nr]) {
-		n = append(line, n, sizeof line, call_names[nr]);
-	} else {
-		char *p = number + sizeof number;
-		*--p = '\0';
-		unsigned v = nr < 0 ? 0 : (unsigned)nr;
-		do
-			*--p = (char)('0' + v % 10);
-		while (v /= 10);
-		n = append(line, n, sizeof line, "number ");
-		n = append(line, n, sizeof line, p);
-	}
-	n = append(line, n, sizeof line, ": the process ends\n");
-	(void)!write(STDERR_FILENO, line, n);
-	_exit(EXIT_FORBIDDEN);
-}
-
-static void learn_names(void)
-{
-	for (int nr = 0; nr < CALL_NAMES_MAX; nr++) {
-		CLEANUP_FREE char *name = seccomp_syscall_resolve_num_arch(SCMP_ARCH_NATIVE, nr);
-		if (name)
-			snprintf(call_names[nr], CALL_NAME_BYTES, "%s", name);
-	}
-}
 
 /* ---- making the filters ---- */
 
@@ -185,7 +116,10 @@ static int add_denied(scmp_filter_ctx filter)
 				      SCMP_A0(SCMP_CMP_MASKED_EQ, namespaces[i], namespaces[i]));
 	if (!rc)
 		rc = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
-	/* Unix, IPv4, IPv6 and netlink are at 16 and below */
+	for (unsigned family = 0; !rc && family < AF_NETLINK; family++)
+		if (family != AF_UNIX && family != AF_INET && family != AF_INET6)
+			rc = seccomp_rule_add(filter, SCMP_ACT_TRAP, SCMP_SYS(socket), 1,
+					      SCMP_A0(SCMP_CMP_EQ, family));
 	if (!rc)
 		rc = seccomp_rule_add(filter, SCMP_ACT_TRAP, SCMP_SYS(socket), 1,
 				      SCMP_A0(SCMP_CMP_GT, AF_NETLINK));
@@ -221,6 +155,8 @@ static int make_filter(enum confine_kind kind, struct error *err)
 	if (!filter)
 		return error_errno(err, ENOMEM, "filter of %s", confine_allowed[kind].name);
 	int rc = denies ? add_denied(filter) : add_allowed(filter, &confine_allowed[kind]);
+	if (!rc) /* calls by another machine's numbers: the library's own answer ends one thread, silently */
+		rc = seccomp_attr_set(filter, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_TRAP);
 	if (!rc)
 		rc = seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2); /* a tree, not a chain */
 	if (!rc)
@@ -233,17 +169,15 @@ static int make_filter(enum confine_kind kind, struct error *err)
 
 int confine_enable(struct error *err)
 {
-	struct sigaction sa = {.sa_sigaction = on_forbidden, .sa_flags = SA_SIGINFO};
-	sigemptyset(&sa.sa_mask);
-	learn_names();
 	tzset(); /* a log line's time would open /etc/localtime */
-	for (unsigned kind = 0; kind < CONFINE_KINDS; kind++) {
-		int rc = make_filter(kind, err);
-		if (rc)
-			return rc;
-	}
-	if (sigaction(SIGSYS, &sa, NULL) < 0)
-		return error_errno(err, errno, "SIGSYS");
+	int rc = 0;
+	for (unsigned kind = 0; !rc && kind < CONFINE_KINDS; kind++)
+		rc = make_filter(kind, err);
+	if (rc)
+		return rc;
+	rc = confine_trap_init();
+	if (rc)
+		return error_errno(err, rc, "SIGSYS");
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		return error_errno(err, errno, "no new privileges");
 	enabled = true;
@@ -266,32 +200,30 @@ static int keep_capabilities(uint64_t keep)
 	return syscall(SYS_capset, &head, caps) < 0 ? -errno : 0;
 }
 
-/* Blocked, the signal would end the process without a word. */
-static void expect_signal(enum confine_kind kind)
-{
-	sigset_t set;
-	own_name = confine_allowed[kind].name;
-	sigemptyset(&set);
-	sigaddset(&set, SIGSYS);
-	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
-}
-
 int confine_thread(enum confine_kind kind, struct error *err)
 {
 	const struct confine_allowed *allowed = &confine_allowed[kind];
-	char point[32];
+	char once[32], grave[32];
 	if (!enabled)
 		return 0;
-	snprintf(point, sizeof point, "confine-%s", allowed->id);
-	bool trespass = fault_point(point);
-	expect_signal(kind);
+	snprintf(once, sizeof once, "confine-%s", allowed->id);
+	snprintf(grave, sizeof grave, "confine-%s-grave", allowed->id);
+	/* looked at before the filter: a point may read files */
+	bool ask_once = fault_point(once), ask_grave = fault_point(grave);
+	confine_trap_expect(kind);
 	int rc = keep_capabilities(allowed->capabilities);
 	if (rc)
 		return error_errno(err, rc, "capabilities of %s", allowed->name);
-	if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &programs[kind]) < 0)
+	/* Before Linux 5.16 a filter turned the processor's speculation down for its thread, which slows a
+	 * guest and its memory's transfer. It is of no use here: the threads of a process share their memory
+	 * anyway. */
+	if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &programs[kind]) <
+	    0)
 		return error_errno(err, errno, "filter of %s", allowed->name);
-	if (trespass)
-		syscall(kind == CONFINE_PROCESS ? SYS_ptrace : SYS_getppid, 0, 0, 0, 0);
+	if (ask_once)
+		syscall(SYS_getppid);
+	if (ask_grave)
+		syscall(SYS_ptrace, 0, 0, 0, 0);
 	return 0;
 }
 
@@ -301,7 +233,7 @@ void confine_self(enum confine_kind kind)
 	if (!enabled)
 		return;
 	if (kind == CONFINE_PROCESS)
-		expect_signal(kind);
+		confine_trap_expect(kind);
 	else if (confine_thread(kind, &err))
 		log_warn("a thread runs without a filter: %s", err.message);
 }

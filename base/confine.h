@@ -7,7 +7,8 @@
 /*
  * What a process, and within it a thread that works for somebody hostile, may still ask of the kernel: a
  * seccomp filter a kind. The lists, with a reason for each call, are in confine_lists.c; docs/security.md
- * explains them. A forbidden call ends the process; the log names the kind of thread and the call.
+ * explains them. What a filter does not have is not done: the log names the kind of thread and the call,
+ * which fails or, where it can be no accident, ends the process.
  */
 enum confine_kind {
 	CONFINE_PAIRING, /* snvmm --pair: TLS and messages of a stranger */

@@ -41,6 +41,8 @@ extern const struct confine_allowed confine_allowed[CONFINE_KINDS];
 
 /* What CONFINE_PROCESS, whose other calls are all allowed, forbids. */
 extern const struct confine_list confine_denied;
+/* What ends the process if a thread of another kind asks for it. */
+extern const struct confine_list confine_grave;
 /* What a fault point does: allowed besides where SNM_FAULT is set. */
 extern const struct confine_list confine_faults;
 
