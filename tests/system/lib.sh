@@ -79,7 +79,7 @@ mirror-grace-ms = ${GRACE_MS:-500}
 retry-for = ${RETRY_FOR:-0}
 ${LIMITS_EXTRA:-}
 [programs]
-snvmm = ${SNVMM:-$BIN/snvmm}
+snvmm = $BIN/snvmm
 INI
 }
 # daemon_start HOST [ENV=VALUE...]
@@ -117,10 +117,15 @@ our_pids() {
 	for h in $HOSTS s; do ip netns pids "$NS$h" 2>/dev/null || true; done
 }
 hosts_down() {
-	local rc=$? last=$BASH_COMMAND h p
+	local rc=$? last=$BASH_COMMAND trespass= h p
 	set +e
 	# also what set -e ended
 	[ $rc = 0 ] || [ $rc = 77 ] || [ "$last" = "exit 1" ] || echo "FAIL: exit $rc after: $last"
+	# a call that no filter should meet, whatever the test is about; TRESPASS: it makes such calls
+	if [ -z "${TRESPASS:-}" ] && grep -asE 'the filter of .* (forbids|does not have) the call' "$T"/*/state/logs/*; then
+		echo "FAIL: a VMM's thread made a call that its filter does not have"
+		trespass=1 rc=1
+	fi
 	[ -n "${SNM_KEEP:-}" ] && [ $rc -ne 0 ] && { echo "kept: $T, namespaces $NS*"; return; }
 	for p in $(our_pids); do kill -KILL "$p" 2>/dev/null; done
 	for h in $HOSTS s; do ip netns del "$NS$h" 2>/dev/null; done
@@ -129,6 +134,7 @@ hosts_down() {
 		find /sys/fs/cgroup -maxdepth 4 -type d -path "*snmigrate-host$h*" 2>/dev/null | sort -r | while read -r d; do rmdir "$d" 2>/dev/null; done
 	done
 	rm -rf "$T"
+	[ -z "$trespass" ] || exit 1
 }
 
 snvm() { local h=$1; shift; "$BIN/snvm" --control "$T/$h/control.sock" "$@"; }
