@@ -133,6 +133,12 @@ const struct confine_list confine_faults = LIST(fault_rules);
 	(CAPABILITY(CAP_NET_ADMIN) | CAPABILITY(CAP_SYS_PTRACE) | CAPABILITY(CAP_DAC_OVERRIDE) |             \
 	 CAPABILITY(CAP_IPC_LOCK) | CAPABILITY(CAP_SYS_RESOURCE))
 
+static const struct confine_rule memory_rules[] = {
+	{"sched_getscheduler", "threads that let the guest go first for a while (memxfer/yield.h)"},
+	{"sched_setscheduler", "likewise"},
+};
+static const struct confine_list memory = LIST(memory_rules);
+
 #define MOVES_DATA &common, &traffic, &look, &contents
 
 const struct confine_allowed confine_allowed[CONFINE_KINDS] = {
@@ -149,7 +155,7 @@ const struct confine_allowed confine_allowed[CONFINE_KINDS] = {
 	[CONFINE_NBD] = {"nbd", "NBD threads", {MOVES_DATA}, CONFINE_IOCTL_KVM | CONFINE_THREADS},
 	[CONFINE_MEMORY] = {"memory",
 			    "memory threads",
-			    {MOVES_DATA},
+			    {MOVES_DATA, &memory},
 			    CONFINE_IOCTL_KVM | CONFINE_IOCTL_FAULTS | CONFINE_THREADS},
 	[CONFINE_MIRROR] = {"mirror", "mirror threads", {MOVES_DATA}, CONFINE_IOCTL_KVM},
 	[CONFINE_LINK] = {"link",

@@ -196,8 +196,8 @@ static void *rx_main(void *arg)
 
 	snprintf(name, sizeof name, "mem receive %u", rx->index);
 	pthread_setname_np(pthread_self(), name);
-	mem_yield_join(&r->yield);
 	confine_self(CONFINE_MEMORY);
+	mem_yield_join(&r->yield);
 	do {
 		mem_yield_step(&r->yield);
 		ret = receive_frame(rx, &err);

@@ -290,7 +290,6 @@ static void write_jobs(struct mem_worker *w)
 	struct mem_sender *s = w->sender;
 	uint64_t seen = 0;
 
-	confine_self(CONFINE_MEMORY);
 	for (;;) {
 		struct error err = ERROR_INIT;
 		enum mem_job job = JOB_NONE;
@@ -342,6 +341,7 @@ void *mem_sender_writer(void *arg)
 	struct mem_worker *w = arg;
 
 	name_thread("mem send", w);
+	confine_self(CONFINE_MEMORY);
 	mem_yield_join(&w->sender->yield);
 	write_jobs(w);
 	mem_yield_leave(&w->sender->yield);
@@ -376,7 +376,6 @@ static void read_replies(struct mem_worker *w)
 {
 	struct mem_sender *s = w->sender;
 
-	confine_self(CONFINE_MEMORY);
 	for (;;) {
 		uint8_t body[MEM_SENTENCE_MAX];
 		struct error err = ERROR_INIT;
@@ -418,6 +417,7 @@ void *mem_sender_reader(void *arg)
 	struct mem_worker *w = arg;
 
 	name_thread("mem answers", w);
+	confine_self(CONFINE_MEMORY);
 	mem_yield_join(&w->sender->yield);
 	read_replies(w);
 	mem_yield_leave(&w->sender->yield);

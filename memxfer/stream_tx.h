@@ -40,9 +40,9 @@ struct mem_tx {
 	uint8_t *payload, *packed;
 	ZSTD_CCtx *zstd;
 	struct idle_cpu *idle_cpu;
-	struct page_hashes *hashes;
-	struct mem_yield *yield; /* NULL: goes on as it is */ /* NULL: none are kept, and `round` stays 1 */
-	uint64_t *naming;				      /* mem_tx_later: its bitmap */
+	struct page_hashes *hashes; /* NULL: none are kept, and `round` stays 1 */
+	struct mem_yield *yield;    /* NULL: goes on as it is */
+	uint64_t *naming;	    /* mem_tx_later: its bitmap */
 	struct compress_policy policy;
 	struct mem_tx_delta delta;
 };

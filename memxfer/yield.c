@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/confine.h"
 
 static bool way_back;
 /* This thread's, once it may yield; else -1. */
@@ -17,12 +18,14 @@ static int set_policy(pid_t tid, int policy)
 	return sched_setscheduler(tid, policy, &none);
 }
 
-/* In a thread that may be lost: whoever has no CAP_SYS_NICE, nor a limit for it, would stay idle for ever. */
+/* In a thread that may be lost: whoever has no CAP_SYS_NICE, nor a limit for it, would stay idle for ever.
+ * Without capabilities, as the threads that yield have none (base/confine.h). */
 static void *try_way_back(void *arg)
 {
 	int own = sched_getscheduler(0);
 
-	way_back = own >= 0 && set_policy(0, SCHED_IDLE) == 0 && set_policy(0, own) == 0;
+	way_back = confine_drop_capabilities(NULL) == 0 && own >= 0 && set_policy(0, SCHED_IDLE) == 0 &&
+		   set_policy(0, own) == 0;
 	return arg;
 }
 
@@ -45,6 +48,7 @@ static bool has_way_back(void)
 void mem_yield_init(struct mem_yield *y)
 {
 	*y = (struct mem_yield){0};
+	(void)has_way_back(); /* by a thread that may make one */
 	pthread_mutex_init(&y->lock, NULL);
 }
 
