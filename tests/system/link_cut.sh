@@ -26,10 +26,10 @@ since() { echo $(($(hb_field "${MARK[$2]}" "$3") - $(hb_field "${MARK[$1]}" "$3"
 # one_cut VM PERCENT LIMIT: the figures of the move in $T/move.json
 one_cut() {
 	local vm=$1 percent=$2 limit=$3 hb rc=0 end i follower
-	socat -u "UNIX-CONNECT:$(vm_dir a "$vm")/console.sock" - 2>/dev/null | tr -d '\r' >"$T/console" &
+	socat -u "UNIX-CONNECT:$(vm_dir a "$vm")/console.sock" - 2>/dev/null | stdbuf -oL tr -d '\r' >"$T/console" &
 	follower=$!
 	: >"$T/move.json"
-	sleep 1
+	for i in $(seq 100); do grep -q '^hb .* acked=' "$T/console" && break; sleep 0.1; done
 	mark START
 	BEGAN=$(sent)
 	snmigrate a "$vm" hostb --with-storage --json --bandwidth ${RATE}M >"$T/move.json" 2>"$T/move.err" &
