@@ -79,6 +79,16 @@ static int add_threads(scmp_filter_ctx filter)
 	return rc ? rc : seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(set_robust_list), 0);
 }
 
+static int add_yield(scmp_filter_ctx filter)
+{
+	static const int policies[] = {SCHED_OTHER, SCHED_BATCH, SCHED_IDLE};
+	int rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(sched_getscheduler), 0);
+	for (size_t i = 0; !rc && i < ARRAY_SIZE(policies); i++)
+		rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(sched_setscheduler), 1,
+				      SCMP_A1_32(SCMP_CMP_EQ, (uint32_t)policies[i]));
+	return rc;
+}
+
 static int add_arguments(scmp_filter_ctx filter, unsigned what)
 {
 	static const unsigned tap[] = {TUNSETOFFLOAD, TUNSETVNETHDRSZ, TUNGETVNETHDRSZ, TUNGETIFF};
@@ -93,6 +103,8 @@ static int add_arguments(scmp_filter_ctx filter, unsigned what)
 		rc = add_ioctl(filter, 0xffffffff, BLKZEROOUT);
 	if (!rc && what & CONFINE_THREADS)
 		rc = add_threads(filter);
+	if (!rc && what & CONFINE_YIELD)
+		rc = add_yield(filter);
 	return rc;
 }
 

@@ -127,17 +127,14 @@ static const struct confine_rule fault_rules[] = {
 const struct confine_list confine_faults = LIST(fault_rules);
 
 #define CAPABILITY(cap) (UINT64_C(1) << (cap))
+/* From SCHED_IDLE to SCHED_OTHER again (memxfer/yield.h), which some kernels allow nobody else; the filter
+ * lets no policy through that is ahead of others. */
+#define YIELD_CAPABILITY CAPABILITY(CAP_SYS_NICE)
 /* taps; kernel-mode faults of guest memory; disks that belong to others; memory that is locked, and the last
  * blocks of a file system */
 #define WIDE_CAPABILITIES                                                                                    \
 	(CAPABILITY(CAP_NET_ADMIN) | CAPABILITY(CAP_SYS_PTRACE) | CAPABILITY(CAP_DAC_OVERRIDE) |             \
-	 CAPABILITY(CAP_IPC_LOCK) | CAPABILITY(CAP_SYS_RESOURCE))
-
-static const struct confine_rule memory_rules[] = {
-	{"sched_getscheduler", "threads that let the guest go first for a while (memxfer/yield.h)"},
-	{"sched_setscheduler", "likewise"},
-};
-static const struct confine_list memory = LIST(memory_rules);
+	 CAPABILITY(CAP_IPC_LOCK) | CAPABILITY(CAP_SYS_RESOURCE) | YIELD_CAPABILITY)
 
 #define MOVES_DATA &common, &traffic, &look, &contents
 
@@ -155,8 +152,9 @@ const struct confine_allowed confine_allowed[CONFINE_KINDS] = {
 	[CONFINE_NBD] = {"nbd", "NBD threads", {MOVES_DATA}, CONFINE_IOCTL_KVM | CONFINE_THREADS},
 	[CONFINE_MEMORY] = {"memory",
 			    "memory threads",
-			    {MOVES_DATA, &memory},
-			    CONFINE_IOCTL_KVM | CONFINE_IOCTL_FAULTS | CONFINE_THREADS},
+			    {MOVES_DATA},
+			    CONFINE_IOCTL_KVM | CONFINE_IOCTL_FAULTS | CONFINE_THREADS | CONFINE_YIELD,
+			    YIELD_CAPABILITY},
 	[CONFINE_MIRROR] = {"mirror", "mirror threads", {MOVES_DATA}, CONFINE_IOCTL_KVM},
 	[CONFINE_LINK] = {"link",
 			  "control channel threads",

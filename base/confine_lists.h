@@ -25,6 +25,8 @@ enum {
 	CONFINE_IOCTL_FAULTS = 1 << 2, /* userfaultfd: filling pages */
 	CONFINE_IOCTL_ZERO = 1 << 3,   /* zeroes on a block device */
 	CONFINE_THREADS = 1 << 4,      /* threads of its own, which inherit the filter; no processes */
+	CONFINE_YIELD =
+		1 << 5, /* letting others go first, and the way back; nothing that is ahead of others */
 };
 
 #define CONFINE_LISTS_MAX 5

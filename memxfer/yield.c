@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "base/confine.h"
 
 static bool way_back;
 /* This thread's, once it may yield; else -1. */
@@ -18,14 +17,12 @@ static int set_policy(pid_t tid, int policy)
 	return sched_setscheduler(tid, policy, &none);
 }
 
-/* In a thread that may be lost: whoever has no CAP_SYS_NICE, nor a limit for it, would stay idle for ever.
- * Without capabilities, as the threads that yield have none (base/confine.h). */
+/* In a thread that may be lost: whoever has no CAP_SYS_NICE, nor a limit for it, would stay idle for ever. */
 static void *try_way_back(void *arg)
 {
 	int own = sched_getscheduler(0);
 
-	way_back = confine_drop_capabilities(NULL) == 0 && own >= 0 && set_policy(0, SCHED_IDLE) == 0 &&
-		   set_policy(0, own) == 0;
+	way_back = own >= 0 && set_policy(0, SCHED_IDLE) == 0 && set_policy(0, own) == 0;
 	return arg;
 }
 

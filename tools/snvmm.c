@@ -6,7 +6,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -26,7 +25,6 @@
 #define CONNECTION_FD 3
 #define DAEMON_FD     4
 #define COLD_IDLE_MS  30000
-#define NICE_0	      20 /* RLIMIT_NICE: 20 less the nice value */
 
 static void usage(FILE *out)
 {
@@ -279,8 +277,6 @@ int main(int argc, char **argv)
 	terminate_block();
 	/* before there are threads: the first object would open /dev/urandom */
 	json_object_seed(0);
-	/* the way back for threads that yield, which have no capability for it then (memxfer/yield.h) */
-	setrlimit(RLIMIT_NICE, &(struct rlimit){.rlim_cur = NICE_0, .rlim_max = NICE_0});
 	struct error confined = ERROR_INIT;
 	if (confine_enable(&confined))
 		log_warn("threads run without filters: %s", confined.message);

@@ -110,6 +110,16 @@ static int fills_pages(void)
 	uint64_t one = 1;
 	return ioctl(0, UFFDIO_WAKE, &one) < 0 ? 0 : 1;
 }
+static int lets_others_go_first(void)
+{
+	const struct sched_param none = {0};
+	return sched_setscheduler(0, SCHED_IDLE, &none) < 0 || sched_setscheduler(0, SCHED_OTHER, &none) < 0;
+}
+static int goes_first(void)
+{
+	const struct sched_param first = {.sched_priority = 1};
+	return sched_setscheduler(0, SCHED_FIFO, &first) < 0 ? 1 : 2;
+}
 static int asks_parent(void)
 {
 	return (int)syscall(SYS_getppid);
@@ -232,6 +242,8 @@ static const struct {
 	{CONFINE_NBD, dials, "socket"},
 	{CONFINE_MEMORY, fills_pages, NULL},
 	{CONFINE_MEMORY, makes_thread, NULL},
+	{CONFINE_MEMORY, lets_others_go_first, NULL},
+	{CONFINE_MEMORY, goes_first, "sched_setscheduler", FAILS},
 	{CONFINE_MEMORY, opens, "openat", FAILS},
 	{CONFINE_MEMORY, forks, "clone"},
 	{CONFINE_MIRROR, receives, NULL},
