@@ -45,12 +45,12 @@ static int allow_fd(const struct view *v, int fd, uint64_t access)
 												    : 0;
 }
 
-/* What is not there cannot be used. */
+/* What is not there, or out of reach, cannot be used. */
 static int allow(const struct view *v, const char *path, uint64_t access, struct error *err)
 {
 	CLEANUP_FD int fd = open(path, O_PATH | O_CLOEXEC);
 	struct stat st;
-	if (fd < 0 && (errno == ENOENT || errno == ENOTDIR))
+	if (fd < 0 && (errno == ENOENT || errno == ENOTDIR || errno == EACCES))
 		return 0;
 	if (fd < 0 || fstat(fd, &st) < 0)
 		return error_errno(err, errno, "view: %s", path);
