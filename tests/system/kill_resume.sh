@@ -18,6 +18,12 @@ hosts_up
 sent() { ns a cat /sys/class/net/eth0/statistics/tx_bytes; }
 kept() { snmigrate b partial list --json | jq -r --arg n "$vm" '[.[] | select(.name == $n)] | length'; }
 kept_bytes() { snmigrate b partial list --json | jq -r --arg n "$vm" '[.[] | select(.name == $n) | .allocated_bytes] | add // 0'; }
+# what is not listed any more is being deleted
+nothing_left() {
+	local i
+	for i in $(seq 50); do [ -z "$(ls -A "$T/b/state/partial")" ] && return 0; sleep 0.1; done
+	fail "$case: left: $(ls -A "$T/b/state/partial")"
+}
 wait_kept() { # 0|1
 	local i
 	for i in $(seq 150); do [ "$(kept)" = "$1" ] && return 0; sleep 0.1; done
@@ -110,14 +116,14 @@ run_case() {
 		refuse 3 "nothing is kept here of an arrival of other" snmigrate b partial delete other
 		snmigrate b partial delete $vm
 		wait_kept 0
-		[ -z "$(ls -A "$T/b/state/partial")" ] || fail "$case: left: $(ls -A "$T/b/state/partial")"
+		nothing_left
 		move_on; good_at b ;;
 	expiry)
 		half_a_move --keep-partial 3s
 		kill -KILL $(pids_in b snvmm incoming)
 		ends 4
 		wait_kept 1; wait_kept 0
-		[ -z "$(ls -A "$T/b/state/partial")" ] || fail "$case: left: $(ls -A "$T/b/state/partial")"
+		nothing_left
 		move_on; good_at b ;;
 	not-kept)
 		half_a_move --keep-partial 0
