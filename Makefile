@@ -138,10 +138,10 @@ storage-faults: all tests
 	$(Q)for t in bit_flips link_cut kill_resume disks_shape mirror_buffered sixteen_disks; do tests/run-scripts tests/system/$$t.sh || exit 1; done
 # every case of post-copy, cut at 10, 50 and 90 % among them, and of a guest that dirties faster than the link carries
 memory-faults: all tests
-	$(Q)for t in postcopy convergence deltas verify; do tests/run-scripts tests/system/$$t.sh || exit 1; done
+	$(Q)for t in postcopy convergence deltas verify balloon; do tests/run-scripts tests/system/$$t.sh || exit 1; done
 # what an administrator does with many hosts, with every fault
 operation: all tests
-	$(Q)for t in evacuate evacuate_faults evacuate_examples renewal journal migration_network quick baseline lab_evacuation; do tests/run-scripts tests/system/$$t.sh || exit 1; done
+	$(Q)for t in evacuate evacuate_faults evacuate_examples renewal journal migration_network quick baseline unprivileged lab_evacuation; do tests/run-scripts tests/system/$$t.sh || exit 1; done
 kill-matrix: all tests
 	$(Q)tests/kill-matrix
 format:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Long: make memory-faults
 # The native guest gives memory back, by its balloon and by reporting free pages, moves, and takes it again: what was given back is
 # neither sent nor allocated at the destination, whatever moment it was given back at, and nothing else is lost.
 source "$(dirname "$0")/lib.sh"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Long: make operation
 # Daemons and VMMs of a user that is not root, who may open /dev/kvm, /dev/net/tun and /dev/userfaultfd and has CAP_NET_ADMIN: VMs with disks and
 # a network run, and move, live, by post-copy and stopped; hosts are paired, killed VMMs and daemons are settled. Where a right is missing
 # it is said which.
