@@ -37,6 +37,8 @@ struct check_cpu {
 	bool scales_tsc;
 };
 
+#define CHECK_LINK_LEAST (UINT64_C(1) << 20) /* bytes a second; as MOVE_BANDWIDTH_MIN */
+
 struct check_facts {
 	char vm[VM_NAME_MAX_CHARS + 1], here[HOST_NAME_MAX_CHARS + 1], there[HOST_NAME_MAX_CHARS + 1];
 

@@ -13,7 +13,6 @@
 #define RESERVE_BYTES	   (UINT64_C(64) << 20)
 #define SCARCE_PART	   10 /* less than a tenth left is worth a word */
 #define CLOCK_WARN_MS	   1000
-#define LINK_LEAST	   (UINT64_C(1) << 20) /* as MOVE_BANDWIDTH_MIN */
 #define LINK_SLOW	   (UINT64_C(20) << 20)
 #define ROUND_TRIP_LONG_US 10000
 #define SYNC_SLOW_US	   50000
@@ -372,7 +371,7 @@ static void judge_link(const struct check_facts *f, struct check_line *l)
 		say(l, CHECK_WARNING, "the link was not measured: %s",
 		    *f->link_error ? f->link_error : "nothing was said");
 		advise(l, "check again later");
-	} else if (f->link_bytes_per_s < LINK_LEAST) {
+	} else if (f->link_bytes_per_s < CHECK_LINK_LEAST) {
 		say(l, CHECK_FAILURE, "the link carries %.2f MB/s: too little to move a VM", rate);
 		advise(l, "a move needs at least 1 MiB/s");
 	} else if (f->round_trip_us > ROUND_TRIP_LONG_US) {

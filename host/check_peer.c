@@ -16,6 +16,7 @@
 #define ROUND_TRIPS	    8
 #define WARM_UP_MS	    100 /* so that the connection has grown its window */
 #define BURST_MS	    400
+#define BURSTS_MOST	    3
 #define BURST_BYTES_MAX	    (UINT64_C(192) << 20)
 #define CLOCK_OFFSET_MAX_MS (INT64_C(1000) * 86400 * 3650)
 
@@ -103,13 +104,19 @@ static int measure_link(struct conn *conn, struct check_facts *f, struct error *
 		buf[i] = x = x * 1664525u + 1013904223u;
 	if (!rc)
 		rc = burst(conn, buf, WARM_UP_MS, &bytes, &us, err);
-	if (!rc)
+	f->link_bytes_per_s = 0;
+	/* too little for any move is looked at again: either host may have been busy with something else */
+	for (unsigned i = 0; !rc && i < BURSTS_MOST && f->link_bytes_per_s < CHECK_LINK_LEAST; i++) {
 		rc = burst(conn, buf, BURST_MS, &bytes, &us, err);
-	if (rc)
+		us = us > best ? us - best : 1; /* the last word's way is not the bytes' */
+		if (!rc && bytes * 1000000 / us > f->link_bytes_per_s)
+			f->link_bytes_per_s = bytes * 1000000 / us;
+	}
+	if (rc) {
+		f->link_bytes_per_s = 0;
 		return rc;
-	us = us > best ? us - best : 1; /* the last word's way is not the bytes' */
+	}
 	f->round_trip_us = best ? best : 1;
-	f->link_bytes_per_s = bytes * 1000000 / us;
 	return 0;
 }
 
