@@ -26,8 +26,8 @@ enum confine_kind {
 /* Once, while there is one thread: without it nothing below does anything (unit tests, other programs). From
  * here on nothing that this process starts gains privileges by being executed. */
 int confine_enable(struct error *err);
-/* For good, for the calling thread and those it starts. Gives up capabilities, too: CONFINE_PROCESS what a
- * VMM does not need, the other kinds all. */
+/* For good, for the calling thread and those it starts. Gives up capabilities, too: all that its kind has no
+ * use for (confine_lists.c). */
 int confine_thread(enum confine_kind kind, struct error *err);
 /* Likewise, first thing in a thread's own function; where it cannot be, the log says so and the thread goes
  * on. For CONFINE_PROCESS, which a thread has from the process: makes sure that its end would be told. */

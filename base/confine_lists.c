@@ -37,26 +37,6 @@ static const struct confine_rule common_rules[] = {
 };
 static const struct confine_list common = LIST(common_rules);
 
-static const struct confine_rule pairing_rules[] = {
-	{"poll", "waits for the stranger and the daemon"},
-	{"ppoll", "likewise"},
-	{"recvfrom", "the stranger's bytes"},
-	{"sendto", "TLS records to the stranger"},
-	{"recvmsg", "the daemon's answer"},
-	{"sendmsg", "the question to the daemon"},
-	{"shutdown", "the end of the connection"},
-	{"fcntl", "non-blocking sockets"},
-	{"getsockopt", "the kind of the daemon's socket"},
-	{"setsockopt", "the time that the daemon's socket may take"},
-	{"eventfd2", "what wakes a connection's waiters"},
-	{"getrandom", "TLS keys"},
-	{"getuid", "OpenSSL asks whether it runs with another's rights"},
-	{"geteuid", "likewise"},
-	{"getgid", "likewise"},
-	{"getegid", "likewise"},
-};
-static const struct confine_list pairing = LIST(pairing_rules);
-
 static const struct confine_rule vcpu_rules[] = {
 	{"eventfd2", "an interrupt's descriptor, when the guest sets up MSI-X"},
 };
@@ -78,6 +58,16 @@ static const struct confine_rule traffic_rules[] = {
 	{"getegid", "likewise"},
 };
 static const struct confine_list traffic = LIST(traffic_rules);
+
+/* Those that make a connection of a socket, too. */
+static const struct confine_rule pairing_rules[] = {
+	{"ppoll", "waits for the stranger and the daemon"},
+	{"fcntl", "non-blocking sockets"},
+	{"getsockopt", "the kind of the daemon's socket"},
+	{"setsockopt", "the time that the daemon's socket may take"},
+	{"eventfd2", "what wakes a connection's waiters"},
+};
+static const struct confine_list pairing = LIST(pairing_rules);
 
 /* Of what is open. */
 static const struct confine_rule look_rules[] = {
@@ -139,7 +129,7 @@ const struct confine_list confine_faults = LIST(fault_rules);
 #define MOVES_DATA &common, &traffic, &look, &contents
 
 const struct confine_allowed confine_allowed[CONFINE_KINDS] = {
-	[CONFINE_PAIRING] = {"pairing", "pairing threads", {&common, &pairing}, 0},
+	[CONFINE_PAIRING] = {"pairing", "pairing threads", {&common, &traffic, &pairing}, 0},
 	[CONFINE_VCPU] = {"vcpu", "vCPU threads", {&common, &vcpu}, CONFINE_IOCTL_KVM | CONFINE_IOCTL_TAP},
 	[CONFINE_DEVICE] = {"device",
 			    "device threads",
