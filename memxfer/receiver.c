@@ -2,14 +2,12 @@
 /* The receiving streams: their threads, the frames' order, answers. What a frame does to memory is in
  * receiver_pages.c. */
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "base/bitmap.h"
 #include "base/cleanup.h"
-#include "base/confine.h"
 #include "memxfer/receiver_impl.h"
 
 #define ERROR_SEND_MS 1000u
@@ -191,13 +189,9 @@ static void *rx_main(void *arg)
 	struct mem_rx *rx = arg;
 	struct mem_receiver *r = rx->receiver;
 	struct error err = ERROR_INIT;
-	char name[16];
 	int ret;
 
-	snprintf(name, sizeof name, "mem receive %u", rx->index);
-	pthread_setname_np(pthread_self(), name);
-	confine_self(CONFINE_MEMORY);
-	mem_yield_join(&r->yield);
+	mem_stream_thread(&r->yield, "mem receive", rx->index);
 	do {
 		mem_yield_step(&r->yield);
 		ret = receive_frame(rx, &err);

@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The two threads of a sending stream. */
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
 #include "base/bitmap.h"
 #include "base/clock.h"
-#include "base/confine.h"
 #include "memxfer/sender_impl.h"
 
 /* How long a broken connection waits for the destination's own words. */
@@ -328,21 +326,11 @@ static void write_jobs(struct mem_worker *w)
 	}
 }
 
-static void name_thread(const char *does, const struct mem_worker *w)
-{
-	char name[16];
-
-	snprintf(name, sizeof name, "%s %u", does, w->tx.index);
-	pthread_setname_np(pthread_self(), name);
-}
-
 void *mem_sender_writer(void *arg)
 {
 	struct mem_worker *w = arg;
 
-	name_thread("mem send", w);
-	confine_self(CONFINE_MEMORY);
-	mem_yield_join(&w->sender->yield);
+	mem_stream_thread(&w->sender->yield, "mem send", w->tx.index);
 	write_jobs(w);
 	mem_yield_leave(&w->sender->yield);
 	return NULL;
@@ -416,9 +404,7 @@ void *mem_sender_reader(void *arg)
 {
 	struct mem_worker *w = arg;
 
-	name_thread("mem answers", w);
-	confine_self(CONFINE_MEMORY);
-	mem_yield_join(&w->sender->yield);
+	mem_stream_thread(&w->sender->yield, "mem answers", w->tx.index);
 	read_replies(w);
 	mem_yield_leave(&w->sender->yield);
 	return NULL;

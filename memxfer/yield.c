@@ -2,9 +2,11 @@
 #include "memxfer/yield.h"
 
 #include <sched.h>
+#include <stdio.h>
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/confine.h"
 
 static bool way_back;
 /* This thread's, once it may yield; else -1. */
@@ -34,18 +36,12 @@ static void find_way_back(void)
 		pthread_join(thread, NULL);
 }
 
-static bool has_way_back(void)
+void mem_yield_init(struct mem_yield *y)
 {
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-	pthread_once(&once, find_way_back);
-	return way_back;
-}
-
-void mem_yield_init(struct mem_yield *y)
-{
+	pthread_once(&once, find_way_back); /* not by those that join: they may be confined */
 	*y = (struct mem_yield){0};
-	(void)has_way_back(); /* by a thread that may make one */
 	pthread_mutex_init(&y->lock, NULL);
 }
 
@@ -61,12 +57,22 @@ static void come_back(void)
 		set_policy(0, own_policy);
 }
 
+void mem_stream_thread(struct mem_yield *y, const char *does, unsigned index)
+{
+	char name[16];
+
+	snprintf(name, sizeof name, "%s %u", does, index);
+	pthread_setname_np(pthread_self(), name);
+	confine_self(CONFINE_MEMORY);
+	mem_yield_join(y);
+}
+
 void mem_yield_join(struct mem_yield *y)
 {
 	int own = sched_getscheduler(0);
 	bool joined;
 
-	if ((own != SCHED_OTHER && own != SCHED_BATCH) || !has_way_back())
+	if ((own != SCHED_OTHER && own != SCHED_BATCH) || !way_back)
 		return;
 	pthread_mutex_lock(&y->lock);
 	joined = y->n < MEM_YIELD_THREADS_MAX;

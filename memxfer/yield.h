@@ -34,6 +34,8 @@ void mem_yield_destroy(struct mem_yield *y);
  * through at each step. */
 void mem_yield_join(struct mem_yield *y);
 void mem_yield_leave(struct mem_yield *y);
+/* What each thread of a stream begins with: a name ("mem send", 0), its filter, and mem_yield_join. */
+void mem_stream_thread(struct mem_yield *y, const char *does, unsigned index);
 /* All of them yield from here on until mem_yield_end, or until MEM_YIELD_MS after the first beginning. */
 void mem_yield_begin(struct mem_yield *y);
 void mem_yield_end(struct mem_yield *y);
