@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "host/client.h"
 #include "host/exit.h"
 #include "host/ini.h"
@@ -106,9 +107,7 @@ static int parse_since(const char *arg, json_int_t *out)
 					      "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"};
 	unsigned seconds;
 	if (!duration_parse(arg, SINCE_MAX_S, &seconds)) {
-		struct timespec now;
-		clock_gettime(CLOCK_REALTIME, &now);
-		*out = ((json_int_t)now.tv_sec - seconds) * 1000 + now.tv_nsec / 1000000;
+		*out = (json_int_t)(clock_realtime_ns() / 1000000) - (json_int_t)seconds * 1000;
 		return 0;
 	}
 	for (size_t i = 0; i < ARRAY_SIZE(formats); i++) {
