@@ -104,19 +104,18 @@ static int measure_link(struct conn *conn, struct check_facts *f, struct error *
 		buf[i] = x = x * 1664525u + 1013904223u;
 	if (!rc)
 		rc = burst(conn, buf, WARM_UP_MS, &bytes, &us, err);
-	f->link_bytes_per_s = 0;
+	uint64_t rate = 0;
 	/* too little for any move is looked at again: either host may have been busy with something else */
-	for (unsigned i = 0; !rc && i < BURSTS_MOST && f->link_bytes_per_s < CHECK_LINK_LEAST; i++) {
+	for (unsigned i = 0; !rc && i < BURSTS_MOST && rate < CHECK_LINK_LEAST; i++) {
 		rc = burst(conn, buf, BURST_MS, &bytes, &us, err);
 		us = us > best ? us - best : 1; /* the last word's way is not the bytes' */
-		if (!rc && bytes * 1000000 / us > f->link_bytes_per_s)
-			f->link_bytes_per_s = bytes * 1000000 / us;
+		if (!rc && bytes * 1000000 / us > rate)
+			rate = bytes * 1000000 / us;
 	}
-	if (rc) {
-		f->link_bytes_per_s = 0;
+	if (rc)
 		return rc;
-	}
 	f->round_trip_us = best ? best : 1;
+	f->link_bytes_per_s = rate;
 	return 0;
 }
 
