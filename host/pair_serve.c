@@ -83,7 +83,6 @@ int pair_serve(const struct host_config *cfg, int fd, struct jsonl *daemon, stru
 	struct trust_own own;
 	struct tls_context *tls = NULL;
 	struct conn *conn = NULL;
-	json_object_seed(0); /* the first object would open /dev/urandom */
 	int rc = trust_own_ensure(cfg, &own, err);
 	if (!rc)
 		rc = tls_context_create_judged(own.file, own.file, true, judge_nobody, NULL, &tls, err);

@@ -46,6 +46,14 @@ int registry_vm_dir(const struct host_config *cfg, const char *name, char out[RE
 	return registry_path(cfg, rel, out, err);
 }
 
+int registry_log_path(const struct host_config *cfg, const char *name, char out[REGISTRY_PATH_BYTES],
+		      struct error *err)
+{
+	char rel[REGISTRY_FOLDER_BYTES];
+	snprintf(rel, sizeof rel, "logs/%s.log", name);
+	return registry_path(cfg, rel, out, err);
+}
+
 int registry_prepare(const struct host_config *cfg, struct error *err)
 {
 	static const char *const folders[] = {"vms",  "incoming", "records",  "moves",

@@ -27,6 +27,9 @@ int registry_path(const struct host_config *cfg, const char *rel, char out[REGIS
 /* STATE/vms/NAME */
 int registry_vm_dir(const struct host_config *cfg, const char *name, char out[REGISTRY_PATH_BYTES],
 		    struct error *err);
+/* STATE/logs/NAME.log */
+int registry_log_path(const struct host_config *cfg, const char *name, char out[REGISTRY_PATH_BYTES],
+		      struct error *err);
 /* "vms/NAME", "incoming/UUID-EPOCH" */
 void registry_vm_rel(const char *name, char out[REGISTRY_FOLDER_BYTES]);
 void registry_incoming_rel(const char *uuid, uint64_t epoch, char out[REGISTRY_FOLDER_BYTES]);

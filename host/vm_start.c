@@ -108,9 +108,8 @@ static int spawn_vm(struct daemon *d, struct vm_ref *vm, const char *log_path, e
 
 int vm_start(struct daemon *d, struct vm_ref *vm, enum vm_start_how how, struct error *err)
 {
-	char rel[REGISTRY_FOLDER_BYTES], log_path[REGISTRY_PATH_BYTES];
-	snprintf(rel, sizeof rel, "logs/%s.log", vm->rec.name);
-	int rc = registry_path(d->cfg, rel, log_path, err);
+	char log_path[REGISTRY_PATH_BYTES];
+	int rc = registry_log_path(d->cfg, vm->rec.name, log_path, err);
 	if (!rc)
 		rc = vm_check_no_cold_move(d, vm, err);
 	if (rc < 0)

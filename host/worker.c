@@ -287,15 +287,14 @@ static int answer(struct worker *w, int rc, const struct error *err)
 /* It is the VM's process from here on, and so is what it says: it gets the VM's log. */
 static int answer_admitted(struct worker *w)
 {
-	char rel[REGISTRY_FOLDER_BYTES], path[REGISTRY_PATH_BYTES];
+	char path[REGISTRY_PATH_BYTES];
 	struct error err = ERROR_INIT;
-	snprintf(rel, sizeof rel, "logs/%s.log", w->name);
-	CLEANUP_FD int log =
-		registry_path(w->daemon->cfg, rel, path, &err) < 0 ? -1 : spawn_open_log(path, &err);
+	int rc = registry_log_path(w->daemon->cfg, w->name, path, &err);
+	CLEANUP_FD int log = rc < 0 ? -1 : spawn_open_log(path, &err);
 	if (log < 0)
 		log_warn("VM %s: its log: %s", w->name, err.message);
 	json_t *o = json_pack("{s:b}", "ok", 1);
-	int rc = o ? jsonl_write(w->link, o, log, &err) : -ENOMEM;
+	rc = o ? jsonl_write(w->link, o, log, &err) : -ENOMEM;
 	json_decref(o);
 	return rc;
 }
@@ -398,7 +397,7 @@ static int start(struct worker *w, int fd, struct error *err)
 {
 	const struct host_config *cfg = w->daemon->cfg;
 	char log_path[REGISTRY_PATH_BYTES];
-	int pair[2], rc = registry_path(cfg, "logs/incoming.log", log_path, err);
+	int pair[2], rc = registry_log_path(cfg, "incoming", log_path, err);
 	if (rc < 0)
 		return rc;
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
