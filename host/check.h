@@ -78,6 +78,7 @@ struct check_facts {
 	char link_error[CHECK_TEXT_BYTES];
 
 	uint64_t dirty_bytes_per_s;  /* of its memory, by the guest */
+	uint64_t dirty_set_bytes;    /* that it dirtied at all in CHECK_DIRTY_SECONDS; 0: not known */
 	bool dirty_known, dirty_now; /* now: measured for the check, not at its last move */
 
 	/* how it would be moved */
@@ -86,6 +87,8 @@ struct check_facts {
 	bool without_storage;		/* its disks are not copied */
 	uint64_t bandwidth_bytes_per_s; /* a limit that is set; 0: none */
 };
+
+#define CHECK_DIRTY_SECONDS 1
 
 /* Hostile input, both: -EPROTO. What is left out stays as it is. */
 int check_take_vm(struct check_facts *f, const json_t *o, struct error *err);

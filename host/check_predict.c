@@ -2,6 +2,8 @@
 /* How long a move will take, from what was measured of guest, hosts and link. */
 #include "host/check.h"
 
+#include <math.h>
+
 /*
  * What does not depend on the size: so long on a host with nothing else to do, and so many times what a
  * connection took just now, with a process of its own there and both sides' proofs, which tells how fast both
@@ -20,6 +22,10 @@ static const struct {
 #define CROWDED_MOST 1.5
 
 #define PAUSE_FIXED_MS 5
+
+#define ROUNDS_MOST   30
+#define LATE_ROUNDS   3
+#define SLOWED_SHRINK 0.75
 
 static double busy_part(const struct host_facts *h)
 {
@@ -60,6 +66,28 @@ static double storage_ms(const struct check_facts *f, double link)
 	return copied * 1000 * (1 / least + in_turn * (sum - 1 / least) + again);
 }
 
+/*
+ * The rounds of pre-copy. A round leaves what the guest dirtied meanwhile, never more than it has; of what it
+ * dirties at all only the last second is known, and longer looks find more of it, ever more slowly. Who does
+ * not get there by himself is slowed after some rounds (memxfer/pace.c, vmm/move_source_pace.c: balanced).
+ */
+static double memory_ms(const struct check_facts *f, double link)
+{
+	double left = (double)f->populated_bytes, rate = f->dirty_known ? (double)f->dirty_bytes_per_s : 0;
+	double sum = 0, enough = link * f->max_downtime_ms / 1000;
+	for (unsigned round = 1; round <= ROUNDS_MOST && left > enough; round++) {
+		double s = left / link, looks = s / CHECK_DIRTY_SECONDS, dirtied = rate * s;
+		double set = (double)f->dirty_set_bytes * (looks > 1 ? 1 + log(looks) : 1);
+		if (f->dirty_set_bytes && dirtied > set)
+			dirtied = set;
+		if (round >= LATE_ROUNDS && dirtied > left * SLOWED_SHRINK)
+			dirtied = left * SLOWED_SHRINK;
+		sum += s;
+		left = fmin(dirtied, (double)f->populated_bytes);
+	}
+	return (sum + left / link) * 1000;
+}
+
 void check_predict(const struct check_facts *f, struct check_prediction *out)
 {
 	*out = (struct check_prediction){0};
@@ -69,10 +97,7 @@ void check_predict(const struct check_facts *f, struct check_prediction *out)
 	double limit = (double)f->bandwidth_bytes_per_s;
 	if (limit > 0 && limit < link)
 		link = limit;
-	/* what is changed meanwhile travels, too: a geometric sum, cut where it would not end */
-	double dirty = f->dirty_known ? (double)f->dirty_bytes_per_s / link : 0;
-	double once = (double)f->populated_bytes * 1000 / link,
-	       memory = once / (dirty < 0.9 ? 1 - dirty : 0.1);
+	double once = (double)f->populated_bytes * 1000 / link, memory = memory_ms(f, link);
 	double fixed = fixed_ms(f), storage = storage_ms(f, link),
 	       ms = fixed + storage + memory + (double)f->files_bytes * 1000 / link;
 	double pause = PAUSE_FIXED_MS + 2 * (double)f->round_trip_us / 1000 + (double)f->disk_sync_us / 1000;

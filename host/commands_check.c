@@ -13,24 +13,28 @@
 #include "host/recorder.h"
 
 #define DOWNTIME_DEFAULT_MS 50
-#define DIRTY_SECONDS	    1
 #define DOWNTIME_MAX_MS	    600000
+
+bool check_measure_dirty(const struct vm_ref *vm, uint64_t *bytes_per_s, uint64_t *set_bytes)
+{
+	json_t *reply = NULL;
+	int rc = vm_call(vm, json_pack("{s:s, s:i}", "cmd", "dirty-rate", "seconds", CHECK_DIRTY_SECONDS),
+			 &reply, NULL, NULL);
+	const json_t *rate = json_object_get(reply, "dirty_bytes_per_s");
+	json_int_t set = json_integer_value(json_object_get(reply, "working_set_bytes"));
+	bool known = rc == 0 && json_is_integer(rate) && json_integer_value(rate) >= 0;
+	*bytes_per_s = known ? (uint64_t)json_integer_value(rate) : 0;
+	*set_bytes = known && set > 0 ? (uint64_t)set : 0;
+	json_decref(reply);
+	return known;
+}
 
 /* Measured now, for a second. */
 static bool measure_dirty_rate(struct vm_ref *vm, struct check_facts *f)
 {
-	json_t *reply = NULL;
-	bool known = false;
-	if (vm_call(vm, json_pack("{s:s, s:i}", "cmd", "dirty-rate", "seconds", DIRTY_SECONDS), &reply, NULL,
-		    NULL) == 0) {
-		const json_t *rate = json_object_get(reply, "dirty_bytes_per_s");
-		known = json_is_integer(rate) && json_integer_value(rate) >= 0;
-		f->dirty_bytes_per_s = known ? (uint64_t)json_integer_value(rate) : 0;
-	}
-	f->dirty_known |= known;
-	f->dirty_now = known;
-	json_decref(reply);
-	return known;
+	f->dirty_now = check_measure_dirty(vm, &f->dirty_bytes_per_s, &f->dirty_set_bytes);
+	f->dirty_known |= f->dirty_now;
+	return f->dirty_now;
 }
 
 /* What the VM dirtied at its last move, here or on its way here. */

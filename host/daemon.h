@@ -176,6 +176,8 @@ int command_check(struct command_context *c, struct error *err);
 /* What takes a second or two each: the guest's dirty rate; the other host's disk and the link to it. */
 #define CHECK_MEASURE_GUEST 1u
 #define CHECK_MEASURE_HOST  2u
+/* What its snvmm sees it dirty in CHECK_DIRTY_SECONDS; false: not known. Blocking; needs vm->dir only. */
+bool check_measure_dirty(const struct vm_ref *vm, uint64_t *bytes_per_s, uint64_t *set_bytes);
 /* The facts of both sides into *f, zeroed but for how it would be moved. */
 struct check_facts;
 void check_collect(struct daemon *d, struct vm_ref *vm, const char *host, unsigned measure,

@@ -156,7 +156,7 @@ struct sample {
 	char dir[REGISTRY_PATH_BYTES];
 	pthread_t thread;
 	bool begun, known;
-	uint64_t bytes_per_s;
+	uint64_t bytes_per_s, set_bytes;
 };
 
 struct asking {
@@ -242,18 +242,8 @@ static void *take_sample(void *arg)
 {
 	struct sample *s = arg;
 	struct vm_ref vm = {0};
-	struct jsonl *j = NULL;
-	json_t *request = json_pack("{s:s, s:i}", "cmd", "dirty-rate", "seconds", 1), *reply = NULL;
 	snprintf(vm.dir, sizeof vm.dir, "%s", s->dir);
-	if (vm_connect(&vm, &j, NULL) == 0 &&
-	    jsonl_call(j, request, &reply, NULL, DAEMON_CALL_TIMEOUT_MS, NULL) == 0) {
-		json_int_t rate = json_integer_value(json_object_get(reply, "dirty_bytes_per_s"));
-		s->known = true;
-		s->bytes_per_s = rate > 0 ? (uint64_t)rate : 0;
-	}
-	json_decref(reply);
-	json_decref(request);
-	jsonl_close(j);
+	s->known = check_measure_dirty(&vm, &s->bytes_per_s, &s->set_bytes);
 	return NULL;
 }
 
@@ -307,6 +297,7 @@ static void ask_pair(struct asking *a, struct vm_ref *ref, size_t v, size_t h)
 		if (a->samples[v].known) {
 			f->dirty_known = f->dirty_now = true;
 			f->dirty_bytes_per_s = a->samples[v].bytes_per_s;
+			f->dirty_set_bytes = a->samples[v].set_bytes;
 		}
 		struct check_prediction ahead;
 		check_predict(f, &ahead);

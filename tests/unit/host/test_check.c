@@ -386,10 +386,24 @@ START_TEST(predictions)
 	struct check_prediction slower;
 	check_predict(&f, &slower);
 	ck_assert_uint_gt(slower.total_ms, 2 * p.total_ms);
-	f.dirty_bytes_per_s = 90000000; /* of 100 */
+	/* 1 GiB takes 10.7 s; of 90 MB/s each round has to send nine tenths of the one before, until the
+	 * guest is slowed */
+	f.dirty_bytes_per_s = 90000000;
 	check_predict(&f, &p);
-	ck_assert_uint_gt(p.total_ms, slower.total_ms + 60000);
+	ck_assert_uint_gt(p.total_ms, slower.total_ms + 40000);
+	ck_assert_uint_lt(p.total_ms, slower.total_ms + 50000);
 	ck_assert_uint_eq(p.quick_ms, slower.quick_ms);
+	/* however fast it is */
+	f.dirty_bytes_per_s = UINT64_C(4000000000);
+	check_predict(&f, &p);
+	ck_assert_uint_gt(p.total_ms, slower.total_ms + 40000);
+	ck_assert_uint_lt(p.total_ms, slower.total_ms + 60000);
+	/* always the same pages: no round has more than these, found in ten seconds and more */
+	f.dirty_set_bytes = 8000000;
+	check_predict(&f, &p);
+	ck_assert_uint_gt(p.total_ms, slower.total_ms + 250);
+	ck_assert_uint_lt(p.total_ms, slower.total_ms + 800);
+	f.dirty_set_bytes = 0;
 	f.link_bytes_per_s = 0;
 	check_predict(&f, &p);
 	ck_assert_uint_eq(p.total_ms, 0);
