@@ -65,6 +65,8 @@ int mem_sender_create(const struct mem_sender_options *opt, struct mem_sender **
 	cond_init_monotonic(&s->changed);
 	idle_cpu_init(&s->idle_cpu);
 	mem_yield_init(&s->yield);
+	if (!opt->guest_stands)
+		mem_yield_begin(&s->yield); /* its threads begin with it */
 	for (unsigned i = 0; i < opt->nstreams; i++)
 		s->sent_before += conn_bytes_sent(opt->streams[i]);
 	s->dirty = bitmap_alloc(opt->space.npages);

@@ -61,10 +61,10 @@ void mem_stream_thread(struct mem_yield *y, const char *does, unsigned index)
 {
 	char name[16];
 
+	mem_yield_join(y); /* first: what comes next takes a while */
 	snprintf(name, sizeof name, "%s %u", does, index);
 	pthread_setname_np(pthread_self(), name);
 	confine_self(CONFINE_MEMORY);
-	mem_yield_join(y);
 }
 
 void mem_yield_join(struct mem_yield *y)
@@ -84,6 +84,7 @@ void mem_yield_join(struct mem_yield *y)
 	if (!joined || !y->on)
 		return;
 	set_policy(0, SCHED_IDLE);
+	sched_yield(); /* who waits already would do so until the next tick */
 	/* Who ended it meanwhile may have been too early for this thread. */
 	if (!y->on)
 		come_back();
