@@ -3,7 +3,8 @@
  * Private to the mirror. mirror.c: lifecycle and the filter block; map.c: chunk states; base/range_lock.c:
  * order of overlapping requests; write.c: guest writes, zeroes and discards; queue.c: their way to the
  * remote; flush.c: flushes; copy.c: the pass; silence.c: failure of a session, and the thread that watches
- * it; verify.c: the comparison with the remote's content; proof.c, hash.c: what is compared.
+ * it; verify.c, verify_lock.c, verify_count.c: the comparison with the remote's content; proof.c, hash.c:
+ * what is compared.
  *
  * One mutex a mirror (mirror->lock) guards everything but buffers on their way; it is never held over I/O, an
  * allocation of data, a copy of data, or a callback of somebody else. What becomes possible under the lock is
@@ -17,7 +18,8 @@
  * In a buffered session a guest's write gives its range back when the local disk has it. What the remote is
  * still to get is ordered by a second lock, session->order, which is entered by whoever holds the local
  * range, over the same bytes, before that is given back: so in the order in which the local disk took them.
- * Nobody who holds a range of the second waits for one of the first.
+ * Nobody who holds a range of the second waits for one of the first: what has that range may wait for room in
+ * the buffer, which is full of what waits in the second.
  */
 #ifndef MIRROR_IMPL_H
 #define MIRROR_IMPL_H
@@ -250,7 +252,6 @@ struct session {
 	struct range_lock *order;		   /* NULL unless buffered */
 	struct remote_piece *unsent, *unsent_last; /* PIECE_QUEUED */
 	uint64_t sent_bytes, window_bytes;	   /* of what no guest waits for */
-	const struct range_entry *hurry;	   /* NULL: none */
 
 	/* the pass; see copy.c */
 	pthread_t copy_thread;
@@ -338,7 +339,7 @@ void remote_queue_pump(struct session *s, struct mirror_work *work);
 /* The holder of a chunk's range takes its turn as well: true at once, else by copy_ordered or verify_ordered.
  */
 bool remote_order_enter(struct session *s, const struct range_entry *range, struct range_entry *e);
-/* What somebody waits for in a chunk is no longer held up by the window (NULL: again). */
+/* What a comparison waits for in a chunk is not held up by the window. */
 void remote_queue_hurry(struct session *s, const struct range_entry *range, struct mirror_work *work);
 void remote_order_remove(struct session *s, struct range_entry *e, struct mirror_work *work);
 void remote_queue_send(struct mirror *m, struct mirror_work *work); /* no lock held */
@@ -353,9 +354,9 @@ void mirror_worker_stop(struct mirror *m);		      /* no lock held */
 /* verify.c */
 void verify_granted(struct range_entry *e, struct mirror_work *work);
 void verify_ordered(struct range_entry *e);
-/* Gives back the range that a verification holds. */
+/* Gives back the ranges that a verification holds. */
 void verify_release(struct mirror *m, struct mirror_work *work);
-/* Gives back a chunk that is compared while the guest has waited for it for the grace. */
+/* Gives back what is compared while the guest has waited for it for the grace. */
 void verify_check_patience(struct session *s, uint64_t now, struct mirror_work *work);
 /* What goes to verified chunks is counted: planned, hashed (no lock held; 0 or -ENOMEM), counted. */
 void verify_plan_op(struct mirror_op *op);

@@ -48,10 +48,20 @@ static bool overlap(const struct range_entry *a, const struct range_entry *b)
 	       b->offset_bytes < a->offset_bytes + a->len_bytes;
 }
 
-static bool waited_for(const struct session *s, const struct remote_piece *piece)
+/* The last turn of a comparison that meets it. */
+static struct range_entry *last_turn(struct session *s, const struct range_entry *range)
+{
+	struct range_entry *e = s->m->verify ? bucket(s, range->offset_bytes)->last : NULL;
+	while (e && (e->tag != RANGE_OF_VERIFY || !overlap(e, range)))
+		e = e->prev;
+	return e;
+}
+
+/* Of one whose turn it is: by its guest, or a comparison. */
+static bool waited_for(struct session *s, const struct remote_piece *piece)
 {
 	const struct mirror_op *op = piece->owner;
-	return op->attached || (s->hurry && overlap(s->hurry, &piece->order));
+	return op->attached || last_turn(s, &piece->order);
 }
 
 /* --- sending --- */
@@ -160,9 +170,6 @@ bool remote_order_enter(struct session *s, const struct range_entry *range, stru
 
 void remote_queue_hurry(struct session *s, const struct range_entry *range, struct mirror_work *work)
 {
-	s->hurry = range;
-	if (!range || !s->order)
-		return;
 	for (struct range_entry *e = bucket(s, range->offset_bytes)->first; e; e = e->next)
 		if (e->tag == RANGE_OF_OP && overlap(range, e) && piece_of(e)->state == PIECE_QUEUED) {
 			unqueue(s, piece_of(e));
@@ -170,11 +177,13 @@ void remote_queue_hurry(struct session *s, const struct range_entry *range, stru
 		}
 }
 
-/* What the new piece overwrites altogether is dropped, unless it may have left. */
+/* What the new piece overwrites altogether is dropped, unless it may have left, or is compared first. */
 static void supersede(struct session *s, const struct remote_piece *piece, struct mirror_work *work)
 {
 	uint64_t begin = piece->req.offset_bytes, end = begin + piece->req.len_bytes;
-	for (struct range_entry *e = bucket(s, begin)->first, *next; e; e = next) {
+	const struct range_entry *turn =
+		last_turn(s, &(struct range_entry){.offset_bytes = begin, .len_bytes = end - begin});
+	for (struct range_entry *e = turn ? turn->next : bucket(s, begin)->first, *next; e; e = next) {
 		next = e->next;
 		if (e->tag != RANGE_OF_OP || e->offset_bytes < begin || e->offset_bytes + e->len_bytes > end)
 			continue;

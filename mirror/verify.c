@@ -22,108 +22,25 @@
 #include "base/confine.h"
 #include "base/fault.h"
 #include "base/log.h"
-#include "mirror/mirror_impl.h"
+#include "mirror/verify_impl.h"
 
-#define VERIFY_WORKERS	   3
-#define VERIFY_SWEEPS	   3			/* without the lock */
-#define VERIFY_BATCH_BYTES (UINT64_C(32) << 20) /* of data in a range */
-#define VERIFY_LATER_BYTES (UINT64_C(4) << 20)	/* of a range that is looked at again */
-#define VERIFY_TRIES	   20			/* under the lock */
-
-struct verify {
-	struct mirror *m;
-	struct session *s;
-	const struct mirror_verify_options *opt;
-	struct chunk_map *map;
-	struct proof *proof;
-
-	pthread_mutex_t take; /* todo, cursor */
-	uint64_t *todo, cursor;
-	uint64_t batch_bytes;
-
-	/* mirror->lock */
-	uint64_t *again;
-	bool unsynced; /* a chunk is */
-	struct mirror_verify_result res;
-	struct error err;
-
-	/* the chunk that is compared under the range lock */
-	struct range_entry range, order; /* order: in a buffered session's second lock */
-	bool waits, granted, holds;	 /* granted: the first */
-	unsigned tries;
-	uint64_t granted_ns;
-};
+#define VERIFY_SWEEPS	    3			 /* without the lock */
+#define VERIFY_BATCH_BYTES  (UINT64_C(32) << 20) /* of data in a range */
+#define VERIFY_LATER_BYTES  (UINT64_C(4) << 20)	 /* of a range that is looked at again */
+#define VERIFY_LOCKED_BYTES (UINT64_C(1) << 20)	 /* read while a write of the guest may wait for it */
+#define VERIFY_TRIES	    20			 /* under the lock */
 
 struct verify_range {
 	struct chunk_watch watch;
 	uint64_t first, dirty[MIRROR_VERIFY_CHUNKS / 64];
 	unsigned n;
-	bool locked;
+	struct verify_lock *lock; /* NULL: they are watched only */
 	struct mirror_hash local[MIRROR_VERIFY_CHUNKS], remote[MIRROR_VERIFY_CHUNKS];
 };
 
-/* --- the range lock; mirror->lock held --- */
-
-void verify_granted(struct range_entry *e, struct mirror_work *work)
-{
-	struct verify *v = container_of(e, struct verify, range);
-	v->granted = true;
-	v->granted_ns = clock_now_ns();
-	if (remote_order_enter(v->s, &v->range, &v->order))
-		verify_ordered(&v->order);
-	else
-		remote_queue_hurry(v->s, &v->range, work);
-}
-
-void verify_ordered(struct range_entry *e)
-{
-	struct verify *v = container_of(e, struct verify, order);
-	v->waits = false;
-	v->holds = true;
-	pthread_cond_broadcast(&v->m->changed);
-}
-
-static void release_range(struct verify *v, struct mirror_work *work)
-{
-	if (!v->holds && !v->waits)
-		return;
-	if (v->granted) {
-		remote_order_remove(v->s, &v->order, work);
-		remote_queue_hurry(v->s, NULL, work);
-	}
-	v->holds = v->waits = v->granted = false;
-	pthread_cond_broadcast(&v->m->changed);
-	mirror_granted(v->m, range_lock_remove(&v->m->ranges, &v->range), work);
-}
-
-void verify_release(struct mirror *m, struct mirror_work *work)
-{
-	if (m->verify)
-		release_range(m->verify, work);
-}
-
-void verify_check_patience(struct session *s, uint64_t now, struct mirror_work *work)
-{
-	struct verify *v = s->m->verify;
-	if (!v || !v->granted)
-		return;
-	/* A little more for one that never gets there otherwise; and, in a buffered session, what is on its
-	 * way and the question take a round trip each. */
-	uint64_t patience = s->grace_ns * (1 + v->tries / 5) + (s->buffered ? 3 * s->fastest_ns : 0);
-	if (now < v->granted_ns || now - v->granted_ns < patience)
-		return;
-	for (const struct range_entry *e = v->range.next; e; e = e->next)
-		if (e->nwaits && e->offset_bytes < v->range.offset_bytes + v->range.len_bytes &&
-		    v->range.offset_bytes < e->offset_bytes + e->len_bytes) {
-			release_range(v, work);
-			return;
-		}
-}
-
 /* --- one range --- */
 
-/* mirror->lock held. 0, or why no judgement is possible. */
-static int usable(struct verify *v, struct error *err)
+int verify_usable(struct verify *v, struct error *err)
 {
 	const struct session *s = v->s;
 	if (s->failed) {
@@ -151,12 +68,12 @@ static int begin_range(struct verify *v, struct verify_range *r, struct error *e
 	memset(r->dirty, 0, sizeof r->dirty);
 	r->watch = (struct chunk_watch){.first = r->first, .n = r->n, .dirty = r->dirty};
 	SCOPE_LOCK(&m->lock);
-	int rc = usable(v, err);
+	int rc = verify_usable(v, err);
 	if (rc)
 		return rc;
 	chunk_map_watch(v->map, &r->watch);
 	for (const struct range_entry *e = m->ranges.first; e; e = e->next)
-		if (e != &v->range)
+		if (e->tag != RANGE_OF_VERIFY)
 			chunk_map_mark_scan(v->map, e->offset_bytes, e->len_bytes);
 	for (const struct remote_piece *p = v->s->outstanding; p; p = p->next)
 		chunk_map_mark_scan(v->map, p->req.offset_bytes, p->req.len_bytes);
@@ -196,7 +113,7 @@ static bool prove_chunk(struct verify *v, const struct verify_range *r, unsigned
 	uint64_t chunk = r->first + i;
 	if (!eligible(v, chunk)) {
 		v->unsynced = true;
-	} else if (r->locked ? !v->holds : bitmap_test(r->dirty, i)) {
+	} else if (r->lock ? !verify_lock_holds(r->lock) : bitmap_test(r->dirty, i)) {
 		v->res.retried++;
 		bitmap_set(v->again, chunk);
 	} else if (mirror_hash_equal(&r->local[i], &r->remote[i])) {
@@ -234,7 +151,7 @@ static int judge(struct verify *v, struct verify_range *r, struct error *err)
 		last = mirror_hash_zeroes(v->opt->seed, last_len);
 	}
 	SCOPE_LOCK(&v->m->lock);
-	int rc = usable(v, err);
+	int rc = verify_usable(v, err);
 	for (unsigned i = 0; i < r->n && !rc; i++) {
 		if (v->opt->adopt)
 			adopt_chunk(v, r, i, i == r->n - 1 ? &last : &zeroes);
@@ -254,6 +171,8 @@ static int compare(struct verify *v, struct verify_range *r, struct error *err)
 		error_prefix(err, "verification");
 	if (!rc && fault_point("in-verify"))
 		rc = error_set(err, EIO, "fault point in-verify");
+	if (!rc && r->lock)
+		rc = verify_lock_remote(r->lock, err);
 	if (!rc)
 		rc = v->opt->remote_hashes(v->opt->opaque, r->first, r->n, r->remote, err);
 	if (!rc)
@@ -262,6 +181,34 @@ static int compare(struct verify *v, struct verify_range *r, struct error *err)
 	chunk_map_unwatch(v->map, &r->watch);
 	pthread_mutex_unlock(&v->m->lock);
 	return rc;
+}
+
+/* --- under the range lock --- */
+
+static bool marked_again(struct verify *v, const struct verify_range *r)
+{
+	SCOPE_LOCK(&v->m->lock);
+	return bitmap_next_set(v->again, r->first + r->n, r->first) < r->first + r->n;
+}
+
+static int compare_locked(struct verify *v, struct verify_range *r, struct error *err)
+{
+	struct verify_lock *l = r->lock;
+	for (l->tries = 0; l->tries < VERIFY_TRIES; l->tries++) {
+		pthread_mutex_lock(&v->m->lock);
+		bitmap_clear_range(v->again, r->first, r->n);
+		pthread_mutex_unlock(&v->m->lock);
+		int rc = verify_lock_take(l, r->first, r->n, err);
+		if (!rc)
+			rc = compare(v, r, err);
+		verify_lock_give(l);
+		if (rc || !marked_again(v, r))
+			return rc;
+	}
+	return error_set(err, EBUSY,
+			 "%s: the content at %llu could not be compared: the destination took longer than a "
+			 "guest's write may wait, %d times",
+			 v->m->top.label, (unsigned long long)(r->first << v->map->shift), VERIFY_TRIES);
 }
 
 /* --- sweeps --- */
@@ -301,8 +248,7 @@ static bool take_range(struct verify *v, struct verify_range *r)
 	r->first = bitmap_next_set(v->todo, nchunks, v->cursor);
 	if (r->first >= nchunks)
 		return false;
-	uint64_t limit =
-		nchunks - r->first < MIRROR_VERIFY_CHUNKS ? nchunks : r->first + MIRROR_VERIFY_CHUNKS;
+	uint64_t limit = nchunks - r->first < v->batch_chunks ? nchunks : r->first + v->batch_chunks;
 	r->n = (unsigned)(bitmap_next_clear(v->todo, limit, r->first) - r->first);
 	r->n = within_budget(v, r->first, r->n, &data);
 	v->cursor = r->first + r->n;
@@ -319,6 +265,15 @@ static void end_with(struct verify *v, const struct error *err)
 		v->err = *err;
 }
 
+static struct verify_lock *new_lock(struct verify *v)
+{
+	SCOPE_LOCK(&v->m->lock);
+	struct verify_lock *l = &v->locks[v->nlocks];
+	*l = (struct verify_lock){.v = v};
+	v->nlocks++;
+	return l;
+}
+
 static void *sweep_main(void *arg)
 {
 	struct verify *v = arg;
@@ -331,8 +286,10 @@ static void *sweep_main(void *arg)
 		end_with(v, &err);
 		return NULL;
 	}
+	if (v->locked)
+		r->lock = new_lock(v);
 	while (take_range(v, r))
-		if (compare(v, r, &err)) {
+		if (r->lock ? compare_locked(v, r, &err) : compare(v, r, &err)) {
 			end_with(v, &err);
 			break;
 		}
@@ -342,13 +299,14 @@ static void *sweep_main(void *arg)
 
 static int sweep(struct verify *v, struct error *err)
 {
+	/* A guest that waits for the remote as well has one range at a time taken from it. */
+	unsigned n = 0, most = v->locked && !v->s->buffered ? 1 : VERIFY_WORKERS;
 	pthread_t threads[VERIFY_WORKERS];
-	unsigned n = 0;
 	sigset_t all, old;
 	v->cursor = 0;
 	sigfillset(&all);
 	pthread_sigmask(SIG_BLOCK, &all, &old);
-	while (n < VERIFY_WORKERS && pthread_create(&threads[n], NULL, sweep_main, v) == 0)
+	while (n < most && pthread_create(&threads[n], NULL, sweep_main, v) == 0)
 		n++;
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	for (unsigned i = 0; i < n; i++)
@@ -356,76 +314,7 @@ static int sweep(struct verify *v, struct error *err)
 	if (!n)
 		return error_set(err, EAGAIN, "%s: verification: thread", v->m->top.label);
 	SCOPE_LOCK(&v->m->lock);
-	return usable(v, err);
-}
-
-/* --- under the range lock --- */
-
-static int lock_chunk(struct verify *v, uint64_t chunk, struct error *err)
-{
-	struct mirror *m = v->m;
-	struct mirror_work work;
-	mirror_work_init(&work);
-	pthread_mutex_lock(&m->lock);
-	v->range = (struct range_entry){.offset_bytes = chunk << v->map->shift,
-					.len_bytes = chunk_map_len(v->map, chunk),
-					.tag = RANGE_OF_VERIFY};
-	v->waits = true;
-	if (range_lock_add(&m->ranges, &v->range))
-		verify_granted(&v->range, &work);
-	/* What it waits for may be in there. */
-	pthread_mutex_unlock(&m->lock);
-	mirror_work_run(m, &work);
-	pthread_mutex_lock(&m->lock);
-	int rc;
-	while (!(rc = usable(v, err)) && v->waits)
-		pthread_cond_wait(&m->changed, &m->lock);
-	if (rc)
-		release_range(v, &work);
-	pthread_mutex_unlock(&m->lock);
-	mirror_work_run(m, &work);
-	return rc;
-}
-
-static int compare_locked(struct verify *v, struct verify_range *r, uint64_t chunk, struct error *err)
-{
-	struct mirror *m = v->m;
-	struct mirror_work work;
-	r->first = chunk;
-	r->n = 1;
-	r->locked = true;
-	for (v->tries = 0; v->tries < VERIFY_TRIES; v->tries++) {
-		bitmap_clear(v->again, chunk);
-		int rc = lock_chunk(v, chunk, err);
-		if (!rc)
-			rc = compare(v, r, err);
-		mirror_work_init(&work);
-		pthread_mutex_lock(&m->lock);
-		v->res.bytes_read += chunk_map_len(v->map, chunk);
-		release_range(v, &work);
-		pthread_mutex_unlock(&m->lock);
-		mirror_work_run(m, &work);
-		if (rc || !bitmap_test(v->again, chunk))
-			return rc;
-	}
-	return error_set(err, EBUSY,
-			 "%s: the content at %llu could not be compared: the destination took longer than a "
-			 "guest's write may wait, %d times",
-			 m->top.label, (unsigned long long)(chunk << v->map->shift), VERIFY_TRIES);
-}
-
-static int sweep_locked(struct verify *v, struct error *err)
-{
-	struct verify_range *r = NULL;
-	int rc = 0;
-	uint64_t n = v->map->nchunks;
-	for (uint64_t c = 0; (c = bitmap_next_set(v->todo, n, c)) < n && !rc; c++) {
-		if (!r && !(r = calloc(1, sizeof *r)))
-			return error_errno(err, ENOMEM, "%s: verification", v->m->top.label);
-		rc = compare_locked(v, r, c, err);
-	}
-	free(r);
-	return rc;
+	return verify_usable(v, err);
 }
 
 /* --- the whole --- */
@@ -452,7 +341,10 @@ static int run_sweeps(struct verify *v, struct error *err)
 	if (rc)
 		return rc;
 	swap_sweeps(v);
-	rc = sweep_locked(v, err);
+	v->locked = true;
+	v->batch_bytes = VERIFY_LOCKED_BYTES;
+	v->batch_chunks = v->s->order ? VERIFY_LOCKED_CHUNKS : 1;
+	rc = sweep(v, err);
 	if (!rc && v->unsynced)
 		rc = error_set(err, EAGAIN, "%s: verification: not all is synced", v->m->top.label);
 	return rc;
@@ -487,7 +379,7 @@ static int begin(struct verify *v, struct error *err)
 	pthread_mutex_lock(&m->lock);
 	/* Changes that passed through before the session was there hold no range. */
 	int rc;
-	while (!(rc = usable(v, err)) && m->passing)
+	while (!(rc = verify_usable(v, err)) && m->passing)
 		pthread_cond_wait(&m->changed, &m->lock);
 	if (!rc && v->opt->adopt && !v->s->held)
 		rc = error_set(err, EINVAL, "%s: verification: the pass is not held", m->top.label);
@@ -514,7 +406,8 @@ static bool all_verified(const struct chunk_map *map)
 int mirror_verify(struct mirror *m, const struct mirror_verify_options *opt, struct mirror_verify_result *out,
 		  struct error *err)
 {
-	struct verify v = {.m = m, .opt = opt, .batch_bytes = VERIFY_BATCH_BYTES};
+	struct verify v = {
+		.m = m, .opt = opt, .batch_bytes = VERIFY_BATCH_BYTES, .batch_chunks = MIRROR_VERIFY_CHUNKS};
 	struct error why = ERROR_INIT;
 	*out = (struct mirror_verify_result){0};
 	pthread_mutex_lock(&m->lock);
@@ -584,72 +477,4 @@ void mirror_release_pass(struct mirror *m)
 		return;
 	m->session->held = false;
 	copy_wake(m->session);
-}
-
-/* --- what is written to verified chunks --- */
-
-static uint64_t part_len(uint64_t at, uint64_t end, unsigned shift)
-{
-	uint64_t next = ((at >> shift) + 1) << shift;
-	return (next < end ? next : end) - at;
-}
-
-void verify_plan_op(struct mirror_op *op)
-{
-	const struct chunk_map *map = op->m->map;
-	op->counted = false;
-	if (!map->nverified)
-		return;
-	for (unsigned i = 0; i < op->npieces && !op->counted; i++) {
-		const struct block_request *req = &op->pieces[i].req;
-		uint64_t last = (req->offset_bytes + req->len_bytes - 1) >> map->shift;
-		for (uint64_t c = req->offset_bytes >> map->shift; c <= last && !op->counted; c++)
-			op->counted = bitmap_test(map->verified, c);
-	}
-	/* A chunk's turning verified needs that no operation is there. */
-	if (op->counted) {
-		op->write_seed = map->proof->seed;
-		op->write_shift = map->shift;
-	}
-}
-
-int verify_hash_op(struct mirror_op *op)
-{
-	if (!op->counted)
-		return 0;
-	size_t n = 0;
-	for (int pass = 0; pass < 2; pass++) {
-		if (pass && !(op->write_hashes = calloc(n, sizeof *op->write_hashes)))
-			return -ENOMEM;
-		n = 0;
-		for (unsigned i = 0; i < op->npieces; i++) {
-			const struct block_request *req = &op->pieces[i].req;
-			uint64_t at = req->offset_bytes, end = at + req->len_bytes, len;
-			op->pieces[i].first_hash = n;
-			for (; at < end; at += len, n++) {
-				len = part_len(at, end, op->write_shift);
-				const uint8_t *data = req->niov ? req->iov->iov_base : NULL;
-				if (pass)
-					op->write_hashes[n] =
-						proof_write(op->write_seed, at, len,
-							    data ? data + (at - req->offset_bytes) : NULL);
-			}
-		}
-	}
-	return 0;
-}
-
-void verify_count_piece(const struct remote_piece *piece)
-{
-	const struct mirror_op *op = piece->owner;
-	struct chunk_map *map = op->m->map;
-	if (!op->counted)
-		return;
-	size_t n = piece->first_hash;
-	uint64_t at = piece->req.offset_bytes, end = at + piece->req.len_bytes, len;
-	for (; at < end; at += len, n++) {
-		len = part_len(at, end, op->write_shift);
-		if (bitmap_test(map->verified, at >> map->shift))
-			proof_count(map->proof, at >> map->shift, &op->write_hashes[n]);
-	}
 }

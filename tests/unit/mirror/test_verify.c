@@ -406,6 +406,59 @@ START_TEST(a_guest_does_not_wait_for_a_slow_answer)
 }
 END_TEST
 
+/* Nor for the link in a buffered session: what it writes is queued behind the comparison, whose last question
+ * has its answer. */
+START_TEST(a_buffered_guest_does_not_wait_for_the_answer)
+{
+	struct bench b = {.meanwhile = write_meanwhile, .delay_ms = 300};
+	struct mirror_verify_result res;
+	struct error err = ERROR_INIT;
+	begin(&b, 8 * MIB);
+	b.r.remote->delay_ns = 20000000;
+	struct mirror_options opt = rig_options(&b.r);
+	opt.write_grace_ms = 80;
+	opt.buffered = true;
+	opt.buffer_bytes = 1 * MIB;
+	rig_start(&b.r, &opt);
+	rig_wait_synced(&b.r);
+	verify_well(&b, &res);
+	/* each of the sweeps without the lock, and once under it */
+	ck_assert_int_eq(atomic_load(&locked_writes), 4);
+	ck_assert_int_eq(mirror_flush_remote(b.r.m, &err), 0);
+	sums_agree(&b);
+	end(&b, true);
+}
+END_TEST
+
+/* The buffer is always full and the link slow: all of what is written all the time is compared together. */
+START_TEST(a_full_buffer_does_not_make_each_chunk_wait)
+{
+	struct bench b = {0};
+	struct mirror_verify_result res;
+	struct writer everywhere[4];
+	begin(&b, 8 * MIB);
+	struct mirror_options opt = rig_options(&b.r);
+	opt.buffered = true;
+	opt.buffer_bytes = 4 * MIB;
+	rig_start(&b.r, &opt);
+	rig_wait_synced(&b.r);
+	b.r.remote->delay_ns = 100000000;
+	for (unsigned i = 0; i < ARRAY_SIZE(everywhere); i++)
+		writer_start(&everywhere[i], &b, 2 * MIB * i, 2 * MIB - 4096);
+	clock_sleep_ms(300);
+	uint64_t before = clock_now_ns();
+	verify_well(&b, &res);
+	/* 128 chunks, one after the other, of a tenth of a second and more */
+	ck_assert_uint_lt(clock_now_ns() - before, UINT64_C(10000000000));
+	for (unsigned i = 0; i < ARRAY_SIZE(everywhere); i++)
+		writer_stop(&everywhere[i]);
+	struct error err = ERROR_INIT;
+	ck_assert_int_eq(mirror_flush_remote(b.r.m, &err), 0);
+	sums_agree(&b);
+	end(&b, true);
+}
+END_TEST
+
 START_TEST(what_a_broken_session_left_is_compared_again)
 {
 	struct bench b = {0};
@@ -652,6 +705,8 @@ int main(void)
 	tcase_add_loop_test(tc, finds_a_spoilt_write, 0, 2);
 	tcase_add_test(tc, writes_go_on_during_verification);
 	tcase_add_test(tc, a_buffered_session_is_compared_with_what_is_queued);
+	tcase_add_test(tc, a_buffered_guest_does_not_wait_for_the_answer);
+	tcase_add_test(tc, a_full_buffer_does_not_make_each_chunk_wait);
 	tcase_add_test(tc, a_guest_does_not_wait_for_a_slow_answer);
 	tcase_add_loop_test(tc, what_a_broken_session_left_is_compared_again, 0, 2);
 	tcase_add_test(tc, ends_with_its_session_or_an_error);
