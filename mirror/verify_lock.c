@@ -83,13 +83,13 @@ bool verify_lock_before(const struct verify *v, uint64_t offset_bytes, uint64_t 
 }
 
 /* Somebody's write waits for it. Without the range it is the remote that is held up: a write waits for that
- * when the session is synchronous by now, or its buffer is full. */
+ * when the session is synchronous by now, or its buffer is full of what comes after the comparison. */
 static bool waited_for(const struct session *s, const struct verify_lock *l)
 {
 	if (l->state == VERIFY_LOCK_HALF) {
 		if (l->waits)
 			return false; /* for what came before it, as others would */
-		if (s->m->bounce_wait)
+		if (s->m->bounce_wait && !s->outstanding)
 			return true;
 		const struct range_entry *e = s->synchronous ? s->m->ranges.first : NULL;
 		while (e && !overlap(e, &l->range))
