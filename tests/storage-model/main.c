@@ -23,6 +23,7 @@
 
 #include "base/log.h"
 #include "tests/storage-model/world.h"
+#include "tests/suite.h"
 
 static unsigned env_number(const char *name, unsigned otherwise)
 {
@@ -47,9 +48,5 @@ int main(void)
 	tcase_add_loop_test(tc, both_disks_and_the_model_agree_at_every_handover, 0,
 			    (int)env_number("SNM_STORAGE_SEEDS", env_number("SNM_BRIEF", 0) ? 5 : 10));
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_ENV);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

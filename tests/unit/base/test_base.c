@@ -16,6 +16,7 @@
 #include "base/fault.h"
 #include "base/huge.h"
 #include "base/rate_limit.h"
+#include "tests/suite.h"
 
 START_TEST(an_error_grows_its_context_on_the_way_up)
 {
@@ -242,9 +243,5 @@ int main(void)
 	tcase_add_test(tc, huge_memory_is_aligned_zeroed_and_writable);
 	tcase_add_test(tc, a_rate_limit_holds_the_average_and_changes_at_once);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

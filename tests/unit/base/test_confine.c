@@ -25,6 +25,7 @@
 
 #include "base/cleanup.h"
 #include "base/confine.h"
+#include "tests/suite.h"
 
 #define FORBIDDEN 70 /* the exit status that confine.c gives */
 
@@ -405,9 +406,5 @@ int main(void)
 		tcase_add_test(tc, without_enable_nothing_is_forbidden);
 	}
 	suite_add_tcase(s, tc);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_NORMAL);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(s);
 }

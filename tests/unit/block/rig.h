@@ -85,13 +85,4 @@ static inline void rig_expect(struct block *blk, int byte, uint64_t len, uint64_
 	free(buf);
 }
 
-static inline int rig_main(Suite *suite)
-{
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? 1 : 0;
-}
-
 #endif

@@ -4,6 +4,7 @@
 #include <errno.h>
 
 #include "block/cluster_order.h"
+#include "tests/suite.h"
 #include "tests/unit/block/rig.h"
 
 #define CLUSTER 65536u
@@ -175,5 +176,5 @@ int main(void)
 	tcase_add_loop_test(t, test_reads_and_writes_only_where_clusters_are_compressed, 0, 2);
 	tcase_add_test(t, test_refusals);
 	suite_add_tcase(s, t);
-	return rig_main(s);
+	return suite_run(s);
 }

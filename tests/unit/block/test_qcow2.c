@@ -10,6 +10,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "block/qcow2_header.h"
+#include "tests/suite.h"
 #include "tests/unit/block/rig.h"
 
 #define MiB (UINT64_C(1) << 20)
@@ -547,5 +548,5 @@ int main(void)
 	tcase_add_test(t, test_chain_is_the_definitions);
 	tcase_add_test(t, test_content_hash);
 	suite_add_tcase(s, t);
-	return rig_main(s);
+	return suite_run(s);
 }

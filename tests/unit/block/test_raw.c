@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 
 #include "base/clock.h"
+#include "tests/suite.h"
 #include "tests/unit/block/rig.h"
 
 #define MiB (UINT64_C(1) << 20)
@@ -551,5 +552,5 @@ int main(void)
 	tcase_add_loop_test(t, test_shared, 0, 4);
 	tcase_add_test(t, test_create);
 	suite_add_tcase(s, t);
-	return rig_main(s);
+	return suite_run(s);
 }

@@ -14,6 +14,7 @@
 #include "host/fsutil.h"
 #include "host/jsonl.h"
 #include "host/registry.h"
+#include "tests/suite.h"
 
 #define UUID "0b8a4c1e-7d2f-4a36-9c55-3f1e2d4c5b6a"
 
@@ -289,9 +290,5 @@ int main(void)
 	tcase_add_loop_test(tc, settling_without_news, 0, 6);
 	tcase_add_test(tc, a_higher_epoch_is_noted);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed != 0;
+	return suite_run(s);
 }

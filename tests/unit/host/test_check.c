@@ -8,6 +8,7 @@
 
 #include "base/cleanup.h"
 #include "host/check.h"
+#include "tests/suite.h"
 
 #define MIB (UINT64_C(1) << 20)
 #define GIB (UINT64_C(1) << 30)
@@ -533,9 +534,5 @@ int main(void)
 	tcase_add_loop_test(tc, hostile_facts, 0, ARRAY_SIZE(hostile));
 	tcase_add_test(tc, facts_of_the_vm);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed != 0;
+	return suite_run(s);
 }

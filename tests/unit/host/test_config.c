@@ -10,6 +10,7 @@
 #include "base/cleanup.h"
 #include "host/config.h"
 #include "host/ini.h"
+#include "tests/suite.h"
 
 static char dir[128], path[160];
 static struct host_config *cfg;
@@ -349,9 +350,5 @@ int main(void)
 	tcase_add_test(tc, ini_refuses_what_is_too_long);
 	tcase_add_test(tc, sizes);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed != 0;
+	return suite_run(s);
 }

@@ -8,6 +8,7 @@
 #include "base/cleanup.h"
 #include "host/cpu.h"
 #include "host/vmdef.h"
+#include "tests/suite.h"
 
 #define XSAVE	(1u << 26)
 #define OSXSAVE (1u << 27)
@@ -247,9 +248,5 @@ int main(void)
 	tcase_add_test(tc, wrong_in_a_definition);
 	tcase_add_test(tc, a_file_is_read_into_it);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed != 0;
+	return suite_run(s);
 }

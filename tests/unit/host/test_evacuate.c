@@ -15,6 +15,7 @@
 #include "host/exit.h"
 #include "host/journal.h"
 #include "host/maintenance.h"
+#include "tests/suite.h"
 
 #define VMS 4
 
@@ -244,9 +245,5 @@ int main(void)
 	tcase_add_test(t, whose_moves_teach);
 	tcase_add_test(t, maintenance_is_a_file);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_ENV);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(s);
 }

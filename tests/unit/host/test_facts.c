@@ -10,6 +10,7 @@
 #include "base/cleanup.h"
 #include "host/facts.h"
 #include "host/fsutil.h"
+#include "tests/suite.h"
 
 static char dir[128];
 static struct error err;
@@ -160,9 +161,5 @@ int main(void)
 	tcase_add_test(tc, disk_speed);
 	tcase_add_test(tc, interfaces);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed != 0;
+	return suite_run(s);
 }

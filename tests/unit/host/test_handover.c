@@ -8,6 +8,7 @@
 
 #include "base/cleanup.h"
 #include "host/handover.h"
+#include "tests/suite.h"
 
 /* ck_assert records every pass in a file: too slow for millions of cases. */
 #define MUST(expr)                                                                                           \
@@ -645,9 +646,5 @@ int main(void)
 	tcase_add_test(tc, users_see_what_the_document_says);
 	tcase_add_test(tc, a_vm_that_moved_stopped_has_nothing_to_start);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(s);
 }

@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "host/fsutil.h"
 #include "host/journal.h"
+#include "tests/suite.h"
 
 #define WAIT_MS 20000
 
@@ -290,9 +291,5 @@ int main(void)
 	tcase_add_test(tc, what_cannot_be_written_waits);
 	tcase_add_test(tc, a_full_disk_is_waited_for);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed != 0;
+	return suite_run(s);
 }

@@ -13,6 +13,7 @@
 
 #include "base/cleanup.h"
 #include "host/jsonl.h"
+#include "tests/suite.h"
 
 static struct jsonl *a, *b;
 static struct error err;
@@ -284,9 +285,5 @@ int main(void)
 	tcase_add_test(tc, writing_to_nobody_is_an_error);
 	tcase_add_test(tc, listening);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed != 0;
+	return suite_run(s);
 }

@@ -8,6 +8,7 @@
 #include "base/cleanup.h"
 #include "host/pair.h"
 #include "host/pair_codes.h"
+#include "tests/suite.h"
 
 #define SHA_A	  "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 #define SHA_B	  "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
@@ -326,9 +327,5 @@ int main(void)
 	tcase_add_test(tc, a_refused_host_does_not_use_the_code_up);
 	tcase_add_test(tc, open_codes_are_bounded_and_never_pushed_out);
 	suite_add_tcase(s, tc);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_NORMAL);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(s);
 }

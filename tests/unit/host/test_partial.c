@@ -14,6 +14,7 @@
 #include "host/ini.h"
 #include "host/partial.h"
 #include "host/registry.h"
+#include "tests/suite.h"
 
 #define UUID   "0b8a4c1e-7d2f-4a36-9c55-3f1e2d4c5b6a"
 #define UUID_2 "1b8a4c1e-7d2f-4a36-9c55-3f1e2d4c5b6a"
@@ -301,9 +302,5 @@ int main(void)
 	tcase_add_test(tc, room_is_made_of_the_others);
 	tcase_add_test(tc, times_are_read);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_ENV);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed != 0;
+	return suite_run(s);
 }

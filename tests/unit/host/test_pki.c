@@ -13,6 +13,7 @@
 #include "host/fsutil.h"
 #include "host/pki.h"
 #include "net/conn.h"
+#include "tests/suite.h"
 
 static char dir[128];
 static struct error err;
@@ -181,9 +182,5 @@ int main(void)
 	tcase_add_test(tc, keys_are_private_and_nothing_is_overwritten);
 	tcase_add_test(tc, names_that_are_none);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed != 0;
+	return suite_run(s);
 }

@@ -8,6 +8,7 @@
 
 #include "base/cleanup.h"
 #include "host/plan.h"
+#include "tests/suite.h"
 
 #define GIB (UINT64_C(1) << 30)
 
@@ -334,9 +335,5 @@ int main(void)
 	tcase_add_loop_test(t, any_facts, 0, 300);
 	tcase_add_test(t, too_many);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_ENV);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(s);
 }

@@ -20,6 +20,7 @@
 #include "base/clock.h"
 #include "host/handover.h"
 #include "host/record.h"
+#include "tests/suite.h"
 
 #define UUID  "0b8a4c1e-7d2f-4a36-9c55-3f1e2d4c5b6a"
 #define OTHER "1b8a4c1e-7d2f-4a36-9c55-3f1e2d4c5b6a"
@@ -654,9 +655,5 @@ int main(void)
 	tcase_add_loop_test(tc, a_removed_record_cannot_be_locked, 0, n);
 	tcase_add_loop_test(tc, listing_gives_records_only, 0, n);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(s);
 }

@@ -6,6 +6,7 @@
 #include "base/cleanup.h"
 #include "host/exit.h"
 #include "host/recorder.h"
+#include "tests/suite.h"
 
 #define NONE 99u
 
@@ -192,9 +193,5 @@ int main(void)
 	tcase_add_test(tc, no_combination_claims_what_the_record_denies);
 	tcase_add_test(tc, which_line_belongs_to_a_move);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed != 0;
+	return suite_run(s);
 }

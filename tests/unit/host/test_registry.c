@@ -16,6 +16,7 @@
 #include "host/fsutil.h"
 #include "host/record.h"
 #include "host/registry.h"
+#include "tests/suite.h"
 
 #define UUID "0b8a4c1e-7d2f-4a36-9c55-3f1e2d4c5b6a"
 
@@ -451,9 +452,5 @@ int main(void)
 	tcase_add_test(tc, results);
 	tcase_add_test(tc, last_lines);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed != 0;
+	return suite_run(s);
 }

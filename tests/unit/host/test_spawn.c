@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "host/fsutil.h"
 #include "host/spawn.h"
+#include "tests/suite.h"
 
 /* 0: cgroups, 1: where there is no cgroup2 that we may write. */
 static char dir[128], log_path[160];
@@ -159,9 +160,5 @@ int main(void)
 	tcase_add_loop_test(tc, a_program_that_is_not_there, 0, 2);
 	tcase_add_test(tc, a_configured_cgroup_must_work);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed != 0;
+	return suite_run(s);
 }

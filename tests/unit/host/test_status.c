@@ -5,6 +5,7 @@
 
 #include "base/cleanup.h"
 #include "host/status.h"
+#include "tests/suite.h"
 
 /* clang-format off */
 static const struct {
@@ -58,9 +59,5 @@ int main(void)
 	TCase *tc = tcase_create("status");
 	tcase_add_loop_test(tc, what_to_do, 0, ARRAY_SIZE(known));
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed != 0;
+	return suite_run(s);
 }

@@ -19,6 +19,7 @@
 #include "host/trust.h"
 #include "host/trust_renew.h"
 #include "net/preamble.h"
+#include "tests/suite.h"
 
 static char dir[64];
 static struct host_config *a, *b;
@@ -582,9 +583,5 @@ int main(void)
 	tcase_add_test(tc, an_expired_certificate_is_refused_though_it_is_known);
 	tcase_add_test(tc, without_a_tls_section_nobody_comes_by_a_ca);
 	suite_add_tcase(s, tc);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_NORMAL);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(s);
 }

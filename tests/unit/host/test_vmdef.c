@@ -7,6 +7,7 @@
 
 #include "base/cleanup.h"
 #include "host/vmdef.h"
+#include "tests/suite.h"
 
 static struct vm_definition def, again;
 static struct error err;
@@ -237,9 +238,5 @@ int main(void)
 	tcase_add_test(tc, portable_definition_is_let_in);
 	tcase_add_test(tc, uuids);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed != 0;
+	return suite_run(s);
 }

@@ -10,6 +10,7 @@
 #include "memxfer/compress_policy.h"
 #include "memxfer/guest_copy.h"
 #include "memxfer/idle_cpu.h"
+#include "tests/suite.h"
 
 #define NPAGES 1500u /* not a whole number of regions */
 
@@ -346,8 +347,6 @@ int main(void)
 {
 	Suite *suite = suite_create("codec");
 	TCase *tc = tcase_create("codec");
-	SRunner *runner;
-	int failed;
 
 	tcase_add_test(tc, test_header_round_trip);
 	tcase_add_test(tc, test_header_of_version_1);
@@ -361,9 +360,5 @@ int main(void)
 	tcase_add_test(tc, test_any_byte_makes_a_page_not_zero);
 	tcase_add_test(tc, test_idle_cpu);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -13,6 +13,7 @@
 #include "memxfer/delta.h"
 #include "memxfer/delta_cache.h"
 #include "memxfer/delta_policy.h"
+#include "tests/suite.h"
 
 #define WORDS (MEM_PAGE_BYTES / 8)
 
@@ -418,8 +419,6 @@ int main(void)
 	Suite *suite = suite_create("delta");
 	TCase *codec = tcase_create("codec"), *cache = tcase_create("cache"),
 	      *policy = tcase_create("policy");
-	SRunner *runner;
-	int failed;
 
 	tcase_set_timeout(codec, 60);
 	tcase_add_loop_test(codec, test_random_edits_round_trip, 0, 4);
@@ -437,9 +436,5 @@ int main(void)
 	suite_add_tcase(suite, codec);
 	suite_add_tcase(suite, cache);
 	suite_add_tcase(suite, policy);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

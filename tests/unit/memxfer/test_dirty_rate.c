@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Measuring a guest's dirty rate by its dirty log. */
 #include "memxfer/dirty_rate.h"
+#include "tests/suite.h"
 #include "tests/unit/memxfer/harness.h"
 
 #define NPAGES (3 * MEM_REGION_BYTES / MEM_PAGE_BYTES + 70)
@@ -103,8 +104,6 @@ int main(void)
 {
 	Suite *suite = suite_create("dirty_rate");
 	TCase *tc = tcase_create("dirty_rate");
-	SRunner *runner;
-	int failed;
 
 	tcase_set_timeout(tc, 60);
 	tcase_add_checked_fixture(tc, setup, NULL);
@@ -113,9 +112,5 @@ int main(void)
 	tcase_add_test(tc, test_a_guest_that_wanders);
 	tcase_add_test(tc, test_an_end_before_its_time);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -5,6 +5,7 @@
 
 #include "memxfer/codec.h"
 #include "memxfer/delta.h"
+#include "tests/suite.h"
 #include "tests/unit/memxfer/harness.h"
 
 #define NPAGES 1500u
@@ -523,8 +524,6 @@ int main(void)
 {
 	Suite *suite = suite_create("hostile");
 	TCase *tc = tcase_create("receiver"), *tx = tcase_create("sender"), *td = tcase_create("deltas");
-	SRunner *runner;
-	int failed;
 
 	tcase_add_checked_fixture(tc, receiver_open, receiver_close);
 	tcase_add_loop_test(tc, test_bad_run_tables, 0, (int)(sizeof tables / sizeof tables[0]));
@@ -549,9 +548,5 @@ int main(void)
 	suite_add_tcase(suite, tc);
 	suite_add_tcase(suite, td);
 	suite_add_tcase(suite, tx);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

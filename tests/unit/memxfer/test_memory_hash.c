@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "memxfer/memory_hash.h"
+#include "tests/suite.h"
 #include "tests/unit/memxfer/harness.h"
 
 #define PAGES_PER_REGION (MEM_REGION_BYTES / MEM_PAGE_BYTES)
@@ -82,9 +83,5 @@ int main(void)
 	tcase_add_test(tc, test_chunk_sizes);
 	tcase_add_loop_test(tc, test_memories_are_compared, 0, 2);
 	suite_add_tcase(suite, tc);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

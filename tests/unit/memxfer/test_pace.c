@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "memxfer/pace.h"
+#include "tests/suite.h"
 
 #define MB	    1e6
 #define FIXED_US    2000
@@ -291,8 +292,6 @@ int main(void)
 {
 	Suite *suite = suite_create("pace");
 	TCase *tc = tcase_create("pace");
-	SRunner *runner;
-	int failed;
 
 	tcase_add_test(tc, test_prediction);
 	tcase_add_test(tc, test_who_converges_is_not_slowed);
@@ -304,9 +303,5 @@ int main(void)
 	tcase_add_test(tc, test_guest_that_calms_down_gets_its_speed_back);
 	tcase_add_test(tc, test_those_that_dirty_most_are_slowed);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -3,6 +3,7 @@
  * source. */
 #include "memxfer/codec.h"
 #include "memxfer/fault_latency.h"
+#include "tests/suite.h"
 #include "tests/unit/memxfer/postcopy_rig.h"
 
 START_TEST(test_every_page_comes_once)
@@ -497,8 +498,6 @@ int main(void)
 {
 	Suite *suite = suite_create("postcopy");
 	TCase *tc = tcase_create("all");
-	SRunner *runner;
-	int failed;
 
 	tcase_add_test(tc, test_every_page_comes_once);
 	tcase_add_test(tc, test_cut_again_and_again);
@@ -513,9 +512,5 @@ int main(void)
 	tcase_add_test(tc, test_latency_histogram);
 	tcase_set_timeout(tc, 60);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

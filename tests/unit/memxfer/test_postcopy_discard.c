@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Post-copy to a guest that gives memory back while some of it is missing still. */
+#include "tests/suite.h"
 #include "tests/unit/memxfer/postcopy_rig.h"
 
 #define UNDEFINED UINT64_MAX /* given back, and not written since */
@@ -134,17 +135,11 @@ int main(void)
 {
 	Suite *s = suite_create("postcopy_discard");
 	TCase *tc = tcase_create("discard");
-	SRunner *runner;
-	int failed;
 
 	tcase_set_timeout(tc, 60);
 	tcase_add_test(tc, test_what_was_given_back_is_not_waited_for);
 	tcase_add_test(tc, test_what_somebody_waits_for_still_comes);
 	tcase_add_test(tc, test_giving_back_while_pages_come);
 	suite_add_tcase(s, tc);
-	runner = srunner_create(s);
-	srunner_run_all(runner, CK_NORMAL);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

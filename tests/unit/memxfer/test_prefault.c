@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Memory made ready ahead of the data, and beside them. */
 #include "memxfer/prefault.h"
+#include "tests/suite.h"
 #include "tests/unit/memxfer/harness.h"
 
 #define PAGES_PER_REGION (MEM_REGION_BYTES / MEM_PAGE_BYTES)
@@ -206,8 +207,6 @@ int main(void)
 {
 	Suite *suite = suite_create("prefault");
 	TCase *tc = tcase_create("prefault");
-	SRunner *runner;
-	int failed;
 
 	tcase_set_timeout(tc, 60);
 	tcase_add_loop_test(tc, test_reported_regions_alone, 0, 8);
@@ -217,9 +216,5 @@ int main(void)
 	tcase_add_loop_test(tc, test_not_before_its_time, 0, 2);
 	tcase_add_loop_test(tc, test_transfer_beside_it, 0, 2);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

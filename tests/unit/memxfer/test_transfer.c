@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Whole transfers, with a guest that writes meanwhile. */
 #include "memxfer/codec.h"
+#include "tests/suite.h"
 #include "tests/unit/memxfer/harness.h"
 
 #define PAGES_PER_REGION (MEM_REGION_BYTES / MEM_PAGE_BYTES)
@@ -759,8 +760,6 @@ int main(void)
 {
 	Suite *suite = suite_create("transfer");
 	TCase *tc = tcase_create("transfer");
-	SRunner *runner;
-	int failed;
 
 	tcase_set_timeout(tc, 120);
 	tcase_add_loop_test(tc, test_idle_guest, 0, 8);
@@ -785,9 +784,5 @@ int main(void)
 	tcase_add_test(tc, test_prediction_under_a_bandwidth);
 	tcase_add_test(tc, test_options_are_checked);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <sched.h>
 
+#include "tests/suite.h"
 #include "tests/unit/memxfer/harness.h"
 
 #define PAGES_PER_REGION (MEM_REGION_BYTES / MEM_PAGE_BYTES)
@@ -330,9 +331,7 @@ int main(void)
 {
 	Suite *suite = suite_create("yield");
 	TCase *tc = tcase_create("yield");
-	SRunner *runner;
 	pthread_t probe;
-	int failed;
 
 	if (pthread_create(&probe, NULL, try_yield, NULL) == 0)
 		pthread_join(probe, NULL);
@@ -346,9 +345,5 @@ int main(void)
 	tcase_add_loop_test(tc, test_transfer_yields_but_for_its_end, 0, 2);
 	tcase_add_test(tc, test_receivers_hurry_when_waited_for);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "tests/suite.h"
 #include "tests/unit/mirror/rig.h"
 
 #define SIZE	   (64 * MIB)
@@ -116,9 +117,5 @@ int main(void)
 	tcase_set_timeout(t, 60);
 	tcase_add_test(t, only_what_the_overlay_has_is_copied);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_NORMAL);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Buffered sessions: what a guest waits for, what the remote gets in which order, and what a break costs. */
+#include "tests/suite.h"
 #include "tests/unit/mirror/rig.h"
 
 #define BUFFER_BYTES (1 * MIB)
@@ -463,9 +464,5 @@ int main(void)
 	tcase_add_test(tc, the_fastest_reply_is_no_silence);
 	tcase_add_test(tc, a_buffer_of_no_use_is_refused);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_ENV);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The pass, its window, holes, the flushes around its end, and the life of a mirror. */
+#include "tests/suite.h"
 #include "tests/unit/mirror/rig.h"
 
 START_TEST(passes_through_without_a_mirror)
@@ -475,9 +476,5 @@ int main(void)
 	tcase_add_test(tc, a_long_link_is_filled_while_the_guest_writes);
 	tcase_add_test(tc, fault_point_holds_after_the_first_chunk);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_ENV);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

@@ -9,6 +9,7 @@
  * SNM_MODEL_SEEDS (default 200) seeds from SNM_MODEL_FIRST (default 1).
  */
 #include "base/cleanup.h"
+#include "tests/suite.h"
 #include "tests/unit/mirror/rig.h"
 
 #define SECTOR	      512u
@@ -343,9 +344,5 @@ int main(void)
 	tcase_add_loop_test(tc, both_sides_agree_after_anything, 0,
 			    (int)((seeds + SEEDS_A_CASE - 1) / SEEDS_A_CASE));
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_ENV);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

@@ -7,6 +7,7 @@
 #include "base/cleanup.h"
 #include "mirror/proof.h"
 #include "mirror/witness.h"
+#include "tests/suite.h"
 #include "tests/unit/mirror/rig.h"
 
 #define SEED  UINT64_C(0x0123456789abcdef)
@@ -716,9 +717,5 @@ int main(void)
 	tcase_add_test(tc, a_failed_adoption_loses_nothing);
 	tcase_add_test(tc, a_huge_empty_disk_costs_next_to_nothing);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_ENV);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

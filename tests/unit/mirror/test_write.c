@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Guest requests by chunk state, failure and silence of the remote, and going on afterwards. */
+#include "tests/suite.h"
 #include "tests/unit/mirror/rig.h"
 
 static void start_synced(struct rig *r, uint64_t size, bool filled, unsigned grace_ms)
@@ -433,9 +434,5 @@ int main(void)
 	tcase_add_test(tc, a_refused_request_is_answered_from_the_mirrors_thread);
 	tcase_add_test(tc, a_fresh_start_forgets_the_map);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_ENV);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

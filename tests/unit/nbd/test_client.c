@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "nbd/nbd.h"
+#include "tests/suite.h"
 #include "tests/unit/block/rig.h"
 
 #define MiB (UINT64_C(1) << 20)
@@ -390,5 +391,5 @@ int main(void)
 	tcase_add_test(t, test_nbdkit_timeout);
 	tcase_add_test(t, test_nbdkit_slow);
 	suite_add_tcase(s, t);
-	return rig_main(s);
+	return suite_run(s);
 }

@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "nbd/nbd.h"
 #include "nbd/protocol.h"
+#include "tests/suite.h"
 #include "tests/unit/block/rig.h"
 
 #define LIMIT_BYTES (UINT64_C(64) << 20)
@@ -412,9 +413,5 @@ int main(void)
 	tcase_add_test(tc, test_block_status);
 	tcase_add_test(tc, test_options);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_ENV);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

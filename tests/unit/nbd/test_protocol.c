@@ -7,6 +7,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "nbd/protocol.h"
+#include "tests/suite.h"
 
 #define SIZE UINT64_C(1048576)
 
@@ -145,9 +146,5 @@ int main(void)
 	tcase_add_test(t, test_meta_request);
 	tcase_add_test(t, test_errors);
 	suite_add_tcase(s, t);
-	SRunner *runner = srunner_create(s);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

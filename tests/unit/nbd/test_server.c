@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "nbd/nbd.h"
 #include "nbd/protocol.h"
+#include "tests/suite.h"
 #include "tests/unit/block/rig.h"
 
 #define SIZE (UINT64_C(4) << 20)
@@ -423,5 +424,5 @@ int main(void)
 	tcase_add_loop_test(t, test_kept_buffers, 0, 2);
 	tcase_add_test(t, test_stop);
 	suite_add_tcase(s, t);
-	return rig_main(s);
+	return suite_run(s);
 }

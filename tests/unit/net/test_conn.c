@@ -13,6 +13,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "net/conn_impl.h"
+#include "tests/suite.h"
 #include "tests/unit/net/pki.h"
 
 #define TIMEOUT_MS 20000
@@ -675,8 +676,6 @@ int main(void)
 {
 	Suite *suite = suite_create("conn");
 	TCase *tc = tcase_create("conn");
-	SRunner *runner;
-	int failed;
 
 	tcase_set_timeout(tc, 120);
 	tcase_add_unchecked_fixture(tc, make_pki, remove_pki);
@@ -703,9 +702,5 @@ int main(void)
 	tcase_add_loop_test(tc, test_addresses, 0, 12);
 	tcase_add_test(tc, test_connect_refused_names_the_address);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -10,6 +10,7 @@
 
 #include "base/bytes.h"
 #include "net/frame.h"
+#include "tests/suite.h"
 
 #define TIMEOUT_MS 2000
 
@@ -247,8 +248,6 @@ int main(void)
 {
 	Suite *suite = suite_create("frame");
 	TCase *tc = tcase_create("frame");
-	SRunner *runner;
-	int failed;
 
 	tcase_add_checked_fixture(tc, open_pair, close_pair);
 	tcase_add_test(tc, test_json_round_trip);
@@ -262,9 +261,5 @@ int main(void)
 	tcase_add_test(tc, test_binary_types_and_their_limits);
 	tcase_add_test(tc, test_names);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

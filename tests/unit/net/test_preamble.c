@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "net/preamble.h"
+#include "tests/suite.h"
 
 #define HEX "0123456789abcdef0123456789abcdef"
 
@@ -193,8 +194,6 @@ int main(void)
 {
 	Suite *suite = suite_create("preamble");
 	TCase *tc = tcase_create("preamble");
-	SRunner *runner;
-	int failed;
 
 	tcase_add_loop_test(tc, test_parse_table, 0, (int)(sizeof lines / sizeof lines[0]));
 	tcase_add_test(tc, test_parse_embedded_nul);
@@ -205,9 +204,5 @@ int main(void)
 	tcase_add_test(tc, test_stranger_is_told_early);
 	tcase_add_test(tc, test_closed_peer);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -3,6 +3,7 @@
 #include <locale.h>
 #include <stdlib.h>
 
+#include "tests/suite.h"
 #include "tests/unit/tui/recorded.h"
 #include "tui/text.h"
 #include "tui/ui.h"
@@ -393,9 +394,5 @@ int main(void)
 	tcase_add_test(tc, cancel_asks_once);
 	tcase_add_test(tc, a_bandwidth_is_typed_in);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed != 0;
+	return suite_run(s);
 }

@@ -3,6 +3,7 @@
 #include <locale.h>
 #include <stdlib.h>
 
+#include "tests/suite.h"
 #include "tests/unit/tui/recorded.h"
 
 static struct view v;
@@ -285,9 +286,5 @@ int main(void)
 	tcase_add_test(tc, names_and_reasons_are_cleaned);
 	tcase_add_test(tc, floods_keep_the_newest);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed != 0;
+	return suite_run(s);
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "tests/suite.h"
 #include "tui/text.h"
 
 static const struct {
@@ -126,9 +127,5 @@ int main(void)
 	tcase_add_test(tc, without_utf8_only_ascii);
 	tcase_add_test(tc, figures);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed != 0;
+	return suite_run(s);
 }

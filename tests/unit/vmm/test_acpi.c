@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "tests/suite.h"
 #include "vmm/acpi.h"
 #include "vmm/aml.h"
 
@@ -157,9 +158,5 @@ int main(void)
 	else
 		printf("skipped: iasl_reads_the_dsdt: no iasl (package acpica-tools)\n");
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_NORMAL);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed != 0;
+	return suite_run(s);
 }

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "tests/suite.h"
 #include "vmm/bus.h"
 
 struct probe {
@@ -111,9 +112,5 @@ int main(void)
 	tcase_add_test(t, overlaps_are_refused);
 	tcase_add_test(t, a_handler_may_move_its_own_range);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_NORMAL);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed != 0;
+	return suite_run(s);
 }

@@ -12,6 +12,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "tests/suite.h"
 #include "vmm/console.h"
 
 static char dir[] = "/tmp/snm-test-console-XXXXXX";
@@ -280,9 +281,5 @@ int main(void)
 	tcase_add_test(t, the_socket_goes_with_a_renamed_folder);
 	tcase_add_test(t, bad_places_are_named);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_NORMAL);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed != 0;
+	return suite_run(s);
 }

@@ -14,6 +14,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "tests/suite.h"
 #include "tests/unit/vmm/tiny_kernel.h"
 #include "vmm/bus.h"
 #include "vmm/machine.h"
@@ -750,9 +751,5 @@ int main(void)
 	tcase_add_test(t, cpu_that_cannot_run_here_is_named);
 	tcase_add_test(t, hostile_cpu_descriptions_are_refused);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_NORMAL);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed != 0;
+	return suite_run(s);
 }

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "base/bitmap.h"
+#include "tests/suite.h"
 #include "vmm/memory.h"
 
 #define GIB (UINT64_C(1) << 30)
@@ -96,9 +97,5 @@ int main(void)
 	tcase_add_test(t, writes_mark_every_page_they_touch);
 	tcase_add_test(t, never_touched_memory_is_a_hole);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_NORMAL);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed != 0;
+	return suite_run(s);
 }

@@ -7,6 +7,7 @@
 
 #include "base/bitmap.h"
 #include "base/bytes.h"
+#include "tests/suite.h"
 #include "vmm/move_compare.h"
 
 #define NPAGES (70 * 512u - 100) /* 70 chunks */
@@ -119,9 +120,5 @@ int main(void)
 	tcase_add_test(t, nonsense_is_refused);
 	tcase_add_test(t, a_large_memory_has_larger_chunks);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

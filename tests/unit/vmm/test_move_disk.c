@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "tests/suite.h"
 #include "vmm/move_disk.h"
 
 static struct error err;
@@ -156,9 +157,5 @@ int main(void)
 	tcase_add_loop_test(t, bad_backing_is_refused, 0, ARRAY_SIZE(bad_backing));
 	tcase_add_test(t, modes);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_NORMAL);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

@@ -7,6 +7,7 @@
 #include "base/bytes.h"
 #include "mirror/proof.h"
 #include "net/frame.h"
+#include "tests/suite.h"
 #include "vmm/move_hashes.h"
 
 static const struct mirror_hash zero = {.low = 5, .high = 77};
@@ -117,9 +118,5 @@ int main(void)
 	tcase_add_loop_test(t, hashes_come_through, 0, 3);
 	tcase_add_test(t, sums_come_through);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_ENV);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "tests/suite.h"
 #include "vmm/move.h"
 #include "vmm/move_events.h"
 #include "vmm/move_link.h"
@@ -268,9 +269,5 @@ int main(void)
 	tcase_add_test(te, options_are_checked);
 	tcase_add_test(tc, compression_is_as_asked);
 	suite_add_tcase(s, te);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "tests/suite.h"
 #include "vmm/move_source.h"
 
 #define EPOCH 5
@@ -135,9 +136,5 @@ int main(void)
 	tcase_add_test(tc, the_option);
 	tcase_add_test(tc, what_a_destination_can);
 	suite_add_tcase(s, tc);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_ENV);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(s);
 }

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "tests/suite.h"
 #include "vmm/move_shared.h"
 
 static char top[64], dirs[300], at_a[100], image[200];
@@ -227,9 +228,5 @@ int main(void)
 	tcase_add_test(tc, what_a_killed_process_left_is_swept);
 	tcase_add_loop_test(tc, hostile_words_are_refused, 0, sizeof hostile / sizeof *hostile);
 	suite_add_tcase(s, tc);
-	SRunner *sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	int failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(s);
 }

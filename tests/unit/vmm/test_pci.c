@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "tests/suite.h"
 #include "vmm/irq_router.h"
 #include "vmm/pci_bus.h"
 
@@ -379,9 +380,5 @@ int main(void)
 	tcase_add_test(t, taken_slots_and_odd_bars_are_refused);
 	tcase_add_test(t, every_config_access_is_harmless);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_NORMAL);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed != 0;
+	return suite_run(s);
 }

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "tests/suite.h"
 #include "vmm/bus.h"
 #include "vmm/machine.h"
 #include "vmm/state.h"
@@ -163,9 +164,5 @@ int main(void)
 	tcase_add_test(t, a_lost_transmit_interrupt_is_raised_again_after_load);
 	tcase_add_test(t, odd_accesses_are_harmless);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_NORMAL);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed != 0;
+	return suite_run(s);
 }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/suite.h"
 #include "vmm/state.h"
 
 static const uint8_t *write_sample(struct state_writer **w, size_t *len)
@@ -228,9 +229,5 @@ int main(void)
 	tcase_add_test(t, one_name_twice_is_refused);
 	tcase_add_test(t, an_open_section_is_an_error_at_the_end);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_NORMAL);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed != 0;
+	return suite_run(s);
 }

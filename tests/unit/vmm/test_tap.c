@@ -7,6 +7,7 @@
 
 #include "base/bytes.h"
 #include "netns.h"
+#include "tests/suite.h"
 #include "vmm/tap.h"
 #include "vmm/virtio.h"
 
@@ -94,16 +95,10 @@ int main(void)
 {
 	Suite *s = suite_create("tap");
 	TCase *t = tcase_create("tap");
-	SRunner *sr;
-	int failed;
 
 	tcase_add_test(t, test_opens_a_port_of_the_bridge);
 	tcase_add_test(t, test_errors_name_the_bridge);
 	tcase_add_test(t, test_rarp_is_seen_from_the_port);
 	suite_add_tcase(s, t);
-	sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(s);
 }

@@ -9,6 +9,7 @@
 
 #include "base/bitmap.h"
 #include "base/clock.h"
+#include "tests/suite.h"
 #include "tests/unit/vmm/tiny_kernel.h"
 #include "vmm/machine_internal.h"
 #include "vmm/state.h"
@@ -216,9 +217,5 @@ int main(void)
 	tcase_add_test(t, a_slowed_machine_can_go);
 	tcase_add_test(t, the_vcpu_that_dirties_is_slowed);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -3,6 +3,7 @@
 
 #include <linux/virtio_balloon.h>
 
+#include "tests/suite.h"
 #include "vmm/virtqueue.h"
 
 #define F(bit)	   (UINT64_C(1) << (bit))
@@ -371,8 +372,6 @@ int main(void)
 {
 	Suite *s = suite_create("virtio_balloon");
 	TCase *c = tcase_create("balloon");
-	SRunner *runner;
-	int failed;
 
 	tcase_set_timeout(c, 60);
 	tcase_add_test(c, test_config);
@@ -386,9 +385,5 @@ int main(void)
 	tcase_add_test(c, test_load_hostile);
 	tcase_add_test(c, test_discard);
 	suite_add_tcase(s, c);
-	runner = srunner_create(s);
-	srunner_run_all(runner, CK_ENV);
-	failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

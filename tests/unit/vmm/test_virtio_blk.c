@@ -8,6 +8,7 @@
 
 #include "block/block.h"
 #include "block/open.h"
+#include "tests/suite.h"
 
 #define DISK_BYTES (4u << 20)
 #define EVENT_IDX  (UINT64_C(1) << VIRTIO_RING_F_EVENT_IDX)
@@ -771,8 +772,6 @@ int main(void)
 {
 	Suite *s = suite_create("virtio-blk");
 	TCase *t = tcase_create("virtio-blk");
-	SRunner *sr;
-	int failed;
 
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, test_config_and_features);
@@ -797,9 +796,5 @@ int main(void)
 	tcase_add_test(t, test_machine_reset);
 	tcase_add_test(t, test_pause_resume_under_load);
 	suite_add_tcase(s, t);
-	sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(s);
 }

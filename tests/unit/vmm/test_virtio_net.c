@@ -8,6 +8,7 @@
 #include <sys/ioctl.h>
 
 #include "netns.h"
+#include "tests/suite.h"
 #include "vmm/tap.h"
 
 #define F(bit)	 (UINT64_C(1) << (bit))
@@ -371,8 +372,6 @@ int main(void)
 {
 	Suite *s = suite_create("virtio-net");
 	TCase *t = tcase_create("virtio-net");
-	SRunner *sr;
-	int failed;
 
 	tcase_add_test(t, test_config);
 	tcase_add_test(t, test_transmit);
@@ -384,9 +383,5 @@ int main(void)
 	tcase_add_test(t, test_load_of_another_mac_is_refused);
 	tcase_add_test(t, test_rng);
 	suite_add_tcase(s, t);
-	sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(s);
 }

@@ -9,6 +9,7 @@
 
 #include "base/bitmap.h"
 #include "base/bytes.h"
+#include "tests/suite.h"
 #include "vmm/virtqueue.h"
 
 #define MEMORY_BYTES (4u << 20)
@@ -249,8 +250,6 @@ int main(void)
 {
 	Suite *s = suite_create("virtqueue");
 	TCase *t = tcase_create("virtqueue");
-	SRunner *sr;
-	int failed;
 
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, test_indices_wrap_at_65536);
@@ -261,9 +260,5 @@ int main(void)
 	tcase_add_test(t, test_save_load);
 	tcase_add_test(t, test_descriptors_change_while_read);
 	suite_add_tcase(s, t);
-	sr = srunner_create(s);
-	srunner_run_all(sr, CK_NORMAL);
-	failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(s);
 }
