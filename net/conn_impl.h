@@ -34,6 +34,8 @@ struct conn {
 	SSL *ssl;
 	pthread_mutex_t ssl_lock;
 	uint8_t *gather;		 /* the writer's: TLS_RECORD_BYTES to join small pieces */
+	uint8_t *joined;		 /* records that wait for those that follow; NULL: never any */
+	size_t joined_bytes;		 /* under ssl_lock, as what is in there */
 	uint64_t bytes_since_key_update; /* the writer's */
 	bool more_follows;		 /* of what is being written; under ssl_lock */
 	bool is_server, judged, handshake_done, read_anything;

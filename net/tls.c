@@ -14,28 +14,54 @@
 
 /* AES-GCM is good for about 2^24.5 records of 16 KiB under one key; ours is changed well before. */
 #define KEY_UPDATE_BYTES (UINT64_C(64) << 30)
+#define JOINED_BYTES	 (8u * TLS_RECORD_BYTES)
 
 /*
  * A BIO of our own: OpenSSL's socket BIO writes with write(2), which raises SIGPIPE in a program that did not
- * ignore it. It counts the bytes on the wire too.
+ * ignore it. It counts the bytes on the wire too, and joins records: OpenSSL writes each by itself, and a
+ * call and a wake-up of the peer for each cost more than the encryption.
  */
+static bool keep_record(struct conn *conn, const char *buf, size_t len)
+{
+	if (!conn->more_follows || len > JOINED_BYTES - conn->joined_bytes)
+		return false;
+	if (!conn->joined && !(conn->joined = malloc(JOINED_BYTES)))
+		return false;
+	memcpy(conn->joined + conn->joined_bytes, buf, len);
+	conn->joined_bytes += len;
+	return true;
+}
+
 static int bio_write(BIO *bio, const char *buf, int len)
 {
 	struct conn *conn = BIO_get_data(bio);
+	size_t kept = conn->joined_bytes;
+	struct iovec iov[2] = {{.iov_base = conn->joined, .iov_len = kept},
+			       {.iov_base = (char *)buf, .iov_len = (size_t)len}};
+	struct msghdr msg = {.msg_iov = iov + !kept, .msg_iovlen = 1 + !!kept};
 	ssize_t n;
 
 	BIO_clear_retry_flags(bio);
+	if (keep_record(conn, buf, (size_t)len))
+		return len;
 	do {
-		n = send(conn->fd, buf, (size_t)len, MSG_NOSIGNAL | (conn->more_follows ? MSG_MORE : 0));
+		n = sendmsg(conn->fd, &msg, MSG_NOSIGNAL | (conn->more_follows ? MSG_MORE : 0));
 	} while (n < 0 && errno == EINTR);
-	if (n >= 0) {
-		atomic_fetch_add_explicit(&conn->sent_bytes, (uint64_t)n, memory_order_relaxed);
-		return (int)n;
-	}
-	if (errno == EAGAIN || errno == EWOULDBLOCK)
-		BIO_set_retry_write(bio);
-	else
+	if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK) {
 		conn->bio_errno = errno == EPIPE ? ECONNRESET : errno;
+		return -1;
+	}
+	if (n > 0)
+		atomic_fetch_add_explicit(&conn->sent_bytes, (uint64_t)n, memory_order_relaxed);
+	if (n > 0 && (size_t)n > kept) {
+		conn->joined_bytes = 0;
+		return (int)((size_t)n - kept);
+	}
+	if (n > 0) {
+		conn->joined_bytes -= (size_t)n;
+		memmove(conn->joined, conn->joined + n, conn->joined_bytes);
+	}
+	BIO_set_retry_write(bio);
 	return -1;
 }
 
@@ -212,8 +238,6 @@ ssize_t tls_read_step(struct conn *conn, void *buf, size_t len, short *events, s
 	return tls_step_result(conn, ret, events, err);
 }
 
-/* OpenSSL writes record by record. A packet for each, as on a socket without delay, costs more than the
- * encryption: they wait for those that follow. */
 ssize_t tls_write_step(struct conn *conn, const void *buf, size_t len, bool more, short *events,
 		       struct error *err)
 {
@@ -271,6 +295,7 @@ void tls_release(struct conn *conn)
 	SSL_free(conn->ssl);
 	X509_free(conn->peer_cert);
 	free(conn->gather);
+	free(conn->joined);
 	free(conn->ca_path);
 	free(conn->cert_path);
 	free(conn->expected_name);
