@@ -106,10 +106,11 @@ void copy_abandon(struct session *s, struct mirror_work *work)
 		release_chunk(&s->jobs[i], false, work);
 }
 
-/* The guest writes, and would notice. */
+/* The guest writes, and would notice. Where the link does not carry even what the guest has queued for it,
+ * that waits for the link whatever the copy does: the copy gets its share. */
 static bool yields(const struct session *s)
 {
-	return s->yield != MIRROR_YIELD_NOTHING && s->min_latency_ns < YIELD_LATENCY_NS &&
+	return !s->unsent && s->yield != MIRROR_YIELD_NOTHING && s->min_latency_ns < YIELD_LATENCY_NS &&
 	       clock_now_ns() - s->guest_ns < GUEST_BUSY_NS;
 }
 

@@ -8,7 +8,8 @@
 #include "net/conn.h"
 #include "tests/storage-model/world.h"
 
-#define PATIENT_MS 20000 /* a grace that no busy machine exceeds */
+#define BUFFERED_MS 200
+#define PATIENT_MS  20000 /* a grace that no busy machine exceeds */
 
 const char *fault_name(enum fault fault)
 {
@@ -198,9 +199,12 @@ static struct block *connect_client(struct world *w)
 	int ours[WIRES_MAX], theirs[WIRES_MAX];
 	for (unsigned i = 0; i < w->connections; i++) {
 		w->wires[i] = wire_create(w->tcp, &ours[i], &theirs[i]);
-		if (w->slow)
-			wire_pace(w->wires[i], world_random_log(w, 4 << 10, 200 << 10),
-				  world_random(w, 2) * 200);
+		if (w->slow) {
+			uint64_t bytes_per_ms = world_random_log(w, 4 << 10, 200 << 10);
+			wire_pace(w->wires[i], bytes_per_ms, world_random(w, 2) * 200);
+			if (i == 0 || bytes_per_ms < w->bytes_per_ms)
+				w->bytes_per_ms = bytes_per_ms;
+		}
 	}
 	serve(w, theirs, w->connections);
 	/* Short: what is lost by a silent link is given up after this long. */
@@ -226,6 +230,7 @@ void session_forget_wires(struct world *w)
 void session_open(struct world *w, enum start how)
 {
 	bool last = !w->faults_left, buffered = world_random(w, 3) == 0;
+	uint64_t buffer_bytes = buffered ? world_random_log(w, MIRROR_BUFFER_MIN_BYTES, 64u << 20) : 0;
 	w->buffered += buffered;
 	static const char *const names[] = {[START_FIRST] = "first",
 					    [START_KEEP_MAP] = "map kept",
@@ -236,6 +241,12 @@ void session_open(struct world *w, enum start how)
 	if (how != START_KEEP_MAP)
 		new_witness(w);
 	struct block *remote = connect_client(w);
+	/* A copy of one small chunk at a time waits for its share of what a guest has queued: not for
+	 * minutes. */
+	if (w->slow && buffer_bytes > BUFFERED_MS * w->bytes_per_ms)
+		buffer_bytes = BUFFERED_MS * w->bytes_per_ms;
+	if (buffered && buffer_bytes < MIRROR_BUFFER_MIN_BYTES)
+		buffer_bytes = MIRROR_BUFFER_MIN_BYTES;
 	struct mirror_options opt = {
 		.remote = remote,
 		.remote_is_zero = w->remote_is_zero,
@@ -246,7 +257,7 @@ void session_open(struct world *w, enum start how)
 		.write_grace_ms = last ? PATIENT_MS : 20 + world_random(w, 200),
 		.bandwidth = &w->rate,
 		.buffered = buffered,
-		.buffer_bytes = buffered ? world_random_log(w, MIRROR_BUFFER_MIN_BYTES, 64u << 20) : 0,
+		.buffer_bytes = buffer_bytes,
 		.failed = mirror_failed,
 		.opaque = w,
 	};

@@ -55,6 +55,7 @@ struct world {
 	bool tcp, remote_is_zero, slow, proof;
 	unsigned connections, faults_left, handovers;
 	uint32_t chunk_bytes;
+	uint64_t bytes_per_ms; /* of a slow link's slowest connection */
 
 	/* the session */
 	bool open, stop_wanted, mirror_is_new;
