@@ -13,9 +13,11 @@
 #include "base/log.h"
 #include "vmm/machine_internal.h"
 
-#define MSR_TSC_ADJUST 0x3b
-#define MSR_KVM_FIRST  0x4b564d00u
-#define MSR_KVM_LAST   0x4b564dffu
+#define MSR_TSC_ADJUST	       0x3b
+#define MSR_KVM_WALL_CLOCK     0x11
+#define MSR_KVM_WALL_CLOCK_NEW 0x4b564d00u
+#define MSR_KVM_FIRST	       0x4b564d00u
+#define MSR_KVM_LAST	       0x4b564dffu
 
 /* A blob is a KVM structure, with its length before it. */
 static void put_blob(struct state_writer *w, const void *p, size_t len)
@@ -66,10 +68,18 @@ int vcpu_forward_tsc(struct vcpu *v, uint64_t forward_cycles)
 	return kvm_ioctl(v->fd, KVM_SET_DEVICE_ATTR, &attr);
 }
 
+/* Setting it makes KVM write the time of boot to the memory it names, at once: when the guest does it, as it
+ * asks for that. It is free to use the memory for something else after that, and has it as it was. */
+static bool msr_writes_memory(uint32_t index)
+{
+	return index == MSR_KVM_WALL_CLOCK || index == MSR_KVM_WALL_CLOCK_NEW;
+}
+
 static void add_msr(struct machine *m, uint32_t index)
 {
 	uint64_t value;
-	if (m->nmsrs == MACHINE_MSRS_MAX || index == MSR_TSC || index == MSR_TSC_DEADLINE)
+	if (m->nmsrs == MACHINE_MSRS_MAX || index == MSR_TSC || index == MSR_TSC_DEADLINE ||
+	    msr_writes_memory(index))
 		return;
 	for (unsigned i = 0; i < m->nmsrs; i++)
 		if (m->msr_list[i] == index)
@@ -425,7 +435,8 @@ static int apply(struct vcpu *v, struct loaded *l, bool keep_tsc, struct error *
 		uint32_t index = l->msrs[i].index;
 		if (index == MSR_TSC_DEADLINE)
 			v->loaded_deadline = l->msrs[i].data;
-		else if (index != MSR_TSC && !msr_before_all(index) && !(keep_tsc && index == MSR_TSC_ADJUST))
+		else if (index != MSR_TSC && !msr_before_all(index) && !msr_writes_memory(index) &&
+			 !(keep_tsc && index == MSR_TSC_ADJUST))
 			batch[n++] = l->msrs[i];
 	}
 	ret = set_msrs(v, batch, n, err);
@@ -487,7 +498,8 @@ int vcpus_load(struct machine *m, struct state_reader *r, struct error *err)
 static bool msr_may_differ(uint32_t index)
 {
 	return index == MSR_TSC || index == MSR_TSC_DEADLINE || index == MSR_TSC_ADJUST ||
-	       index == HV_VP_RUNTIME || index == HV_TIME_REF || msr_may_fail(index);
+	       msr_writes_memory(index) || index == HV_VP_RUNTIME || index == HV_TIME_REF ||
+	       msr_may_fail(index);
 }
 
 static int msrs_differ(const struct vcpu *v, const struct loaded *a, const struct loaded *b,
