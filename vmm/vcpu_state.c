@@ -14,6 +14,8 @@
 #include "vmm/machine_internal.h"
 
 #define MSR_TSC_ADJUST	       0x3b
+#define MSR_SYSENTER_ESP       0x175
+#define MSR_SYSENTER_EIP       0x176
 #define MSR_KVM_WALL_CLOCK     0x11
 #define MSR_KVM_WALL_CLOCK_NEW 0x4b564d00u
 #define MSR_KVM_FIRST	       0x4b564d00u
@@ -502,6 +504,15 @@ static bool msr_may_differ(uint32_t index)
 	       msr_may_fail(index);
 }
 
+/* What SYSENTER uses has 32 bits on AMD's processors, which KVM keeps to when it is set; an emulated one lets
+ * the guest write 64. */
+static uint64_t msr_kept(const struct kvm_msr_entry *e)
+{
+	bool half =
+		(e->index == MSR_SYSENTER_ESP || e->index == MSR_SYSENTER_EIP) && !__builtin_cpu_is("intel");
+	return half ? (uint32_t)e->data : e->data;
+}
+
 static int msrs_differ(const struct vcpu *v, const struct loaded *a, const struct loaded *b,
 		       struct error *err)
 {
@@ -511,7 +522,7 @@ static int msrs_differ(const struct vcpu *v, const struct loaded *a, const struc
 			y++;
 		bool there = y < b->msrs + b->nmsrs;
 		/* what this host does not have was 0, or it would have been refused */
-		if (!msr_may_differ(x->index) && there && x->data != y->data)
+		if (!msr_may_differ(x->index) && there && msr_kept(x) != msr_kept(y))
 			return error_set(err, EBADMSG, "section cpu.%u: MSR 0x%x was 0x%llx and is 0x%llx",
 					 v->id, x->index, (unsigned long long)x->data,
 					 (unsigned long long)y->data);
