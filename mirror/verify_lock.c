@@ -91,8 +91,9 @@ static bool waited_for(const struct session *s, const struct verify_lock *l)
 			return false; /* for what came before it, as others would */
 		if (s->m->bounce_wait && !s->outstanding)
 			return true;
-		const struct range_entry *e = s->synchronous ? s->m->ranges.first : NULL;
-		while (e && !overlap(e, &l->range))
+		/* The copy of a chunk that failed meanwhile has guests wait behind it. */
+		const struct range_entry *e = s->m->ranges.first;
+		while (e && (!overlap(e, &l->range) || !(s->synchronous || e->tag == RANGE_OF_COPY)))
 			e = e->next;
 		return e != NULL;
 	}
@@ -107,11 +108,12 @@ void verify_check_patience(struct session *s, uint64_t now, struct mirror_work *
 	struct verify *v = s->m->verify;
 	for (unsigned i = 0; v && i < v->nlocks; i++) {
 		struct verify_lock *l = &v->locks[i];
+		if (l->state == VERIFY_LOCK_FREE || l->state == VERIFY_LOCK_ASKED)
+			continue;
 		/* A little more for one that never gets there otherwise; and, in a buffered session, the
 		 * question takes a round trip. */
 		uint64_t patience = s->grace_ns * (1 + l->tries / 5) + (s->buffered ? 3 * s->fastest_ns : 0);
-		if (l->state != VERIFY_LOCK_FREE && l->state != VERIFY_LOCK_ASKED && now > l->since_ns &&
-		    now - l->since_ns > patience && waited_for(s, l))
+		if (now > l->since_ns && now - l->since_ns > patience && waited_for(s, l))
 			give(l, work);
 	}
 }

@@ -250,6 +250,9 @@ ssize_t tls_write_step(struct conn *conn, const void *buf, size_t len, bool more
 	if (conn->bytes_since_key_update >= KEY_UPDATE_BYTES &&
 	    SSL_key_update(conn->ssl, SSL_KEY_UPDATE_NOT_REQUESTED) == 1)
 		conn->bytes_since_key_update = 0;
+	/* One record a call: a retry first ends the record that waited, and would write the rest of a longer
+	 * buffer in the same call, as if more followed that. */
+	len = len < TLS_RECORD_BYTES ? len : TLS_RECORD_BYTES;
 	conn->more_follows = more;
 	ret = SSL_write_ex(conn->ssl, buf, len, &n);
 	conn->more_follows = false;

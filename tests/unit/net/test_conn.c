@@ -557,6 +557,52 @@ START_TEST(test_close_in_the_middle)
 }
 END_TEST
 
+/* Every write leaves whole, however the socket was full in between: a peer that answers it would wait. */
+struct whole_write {
+	struct conn *conn;
+	uint8_t *buf;
+	size_t len;
+	int ret;
+};
+
+static void *write_whole(void *arg)
+{
+	struct whole_write *w = arg;
+	struct error err = ERROR_INIT;
+
+	w->ret = conn_write_full(w->conn, w->buf, w->len, TIMEOUT_MS, &err);
+	return NULL;
+}
+
+START_TEST(test_tls_a_write_leaves_nothing_behind)
+{
+	size_t most = 640 << 10, step = 8 << 10;
+	CLEANUP_FREE uint8_t *buf = malloc(most), *in = malloc(most);
+	struct conn *a, *b;
+	int small = 65536;
+
+	handshake_ok(&a, &b);
+	setsockopt(conn_fd(a), SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+	setsockopt(conn_fd(b), SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+	for (size_t len = 4 * step; len <= most; len += step) {
+		struct whole_write w = {.conn = a, .buf = buf, .len = len};
+		struct error err = ERROR_INIT;
+		pthread_t thread;
+
+		memset(buf, (int)(len / step), len);
+		ck_assert_int_eq(pthread_create(&thread, NULL, write_whole, &w), 0);
+		clock_sleep_ms(10);
+		ck_assert_msg(conn_read_full(b, in, len, TIMEOUT_MS, &err) == 0, "%zu bytes: %s", len,
+			      err.message);
+		pthread_join(thread, NULL);
+		ck_assert_int_eq(w.ret, 0);
+		ck_assert_int_eq(memcmp(buf, in, len), 0);
+	}
+	conn_close(a);
+	conn_close(b);
+}
+END_TEST
+
 /* Without close_notify anybody on the way could have cut the stream. */
 START_TEST(test_tls_truncation_is_no_orderly_end)
 {
@@ -695,6 +741,7 @@ int main(void)
 	tcase_add_loop_test(tc, test_write_times_out, 0, 2);
 	tcase_add_loop_test(tc, test_shutdown_wakes_reader_and_writer, 0, 2);
 	tcase_add_loop_test(tc, test_close_in_the_middle, 0, 2);
+	tcase_add_test(tc, test_tls_a_write_leaves_nothing_behind);
 	tcase_add_test(tc, test_tls_truncation_is_no_orderly_end);
 	tcase_add_loop_test(tc, test_writing_to_a_closed_peer_raises_no_signal, 0, 2);
 	tcase_add_loop_test(tc, test_pump_carries_data_and_both_ends, 0, 4);
