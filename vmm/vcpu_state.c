@@ -492,6 +492,7 @@ int vcpus_load(struct machine *m, struct state_reader *r, struct error *err)
 	return ret;
 }
 
+#define LAPIC_PPR	0xa0
 #define LAPIC_COUNTDOWN 0x390
 #define HV_VP_RUNTIME	0x40000010u
 #define HV_TIME_REF	0x40000020u
@@ -532,8 +533,12 @@ static int msrs_differ(const struct vcpu *v, const struct loaded *a, const struc
 
 static int loaded_differ(struct vcpu *v, struct loaded *a, struct loaded *b, struct error *err)
 {
-	memset(a->lapic.regs + LAPIC_COUNTDOWN, 0, 4);
-	memset(b->lapic.regs + LAPIC_COUNTDOWN, 0, 4);
+	/* the processor priority follows from TPR and ISR: KVM computes it anew as it loads them */
+	static const unsigned not_kept[] = {LAPIC_PPR, LAPIC_COUNTDOWN};
+	for (unsigned i = 0; i < ARRAY_SIZE(not_kept); i++) {
+		memset(a->lapic.regs + not_kept[i], 0, 4);
+		memset(b->lapic.regs + not_kept[i], 0, 4);
+	}
 	const struct {
 		const char *name;
 		const void *a, *b;
